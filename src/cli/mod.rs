@@ -1,0 +1,23 @@
+//! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
+
+pub mod exit;
+pub mod places;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Bakes immutable images for the roles of an OpenStack cloud and boots bare metal straight into them.
+#[derive(Parser)]
+#[command(name = "kiln", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Subcommand)]
+pub enum Verb {}
+
+/// Runs the verb.
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.verb {}
+}

@@ -1,0 +1,126 @@
+//! The OCI manifest of an image and its config: everything a boot needs to know, each blob named
+//! by digest. The image's id is the sha256 of the manifest's exact bytes, so those bytes are kept
+//! and signed as they are; [`Manifest`] is only ever parsed from them.
+//!
+//! OCI image manifest, version 1.1: <https://github.com/opencontainers/image-spec/blob/main/manifest.md>
+
+use super::id::{Digest, ImageId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+pub const MEDIA_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Also the manifest's `artifactType`.
+pub const MEDIA_CONFIG: &str = "application/vnd.kiln.image.config.v1+json";
+pub const MEDIA_KERNEL: &str = "application/vnd.kiln.kernel.v1";
+pub const MEDIA_INITRAMFS: &str = "application/vnd.kiln.initramfs.v1+cpio";
+pub const MEDIA_LAYER: &str = "application/vnd.kiln.layer.v1+squashfs";
+/// Annotation of a layer: its name (a stage's, or `role`).
+pub const ANNOTATION_NAME: &str = "io.kiln.name";
+
+/// The OCI manifest. `layers` holds the kernel, the initramfs, then the squashfs layers bottom up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    pub schema_version: u32,
+    pub media_type: String,
+    pub artifact_type: String,
+    pub config: Descriptor,
+    pub layers: Vec<Descriptor>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    pub media_type: String,
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The config blob: what the image is and what it was made from. Everything that its id must
+/// depend on and that its layers do not show stands here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The `kiln` release that baked it.
+    pub kiln: String,
+    pub release: String,
+    pub role: String,
+    pub distribution: String,
+    pub architecture: String,
+    /// `uname -r` of the kernel inside.
+    pub kernel: String,
+    /// Kernel arguments of the role.
+    pub cmdline: Vec<String>,
+    /// Names of the role's systems in start order.
+    pub systems: Vec<String>,
+    /// Whether a node of it is a controller: one of its systems has a formation.
+    pub controller: bool,
+    /// SOURCE_DATE_EPOCH, Unix seconds.
+    pub epoch: u64,
+    /// sha256 of the lock's canonical text.
+    pub lock: String,
+    /// Version line of the squashfs tool.
+    pub squashfs_tools: String,
+    /// Public keys (base64) whose manifests the initramfs boots.
+    pub builders: Vec<String>,
+    /// Least memory of a node, MiB.
+    pub memory_min_mib: u64,
+    /// Bytes of all layers when unpacked.
+    pub unpacked_bytes: u64,
+    /// `name version arch`, sorted.
+    pub packages: Vec<String>,
+    /// Repository ids that are trusted by a pinned digest only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pinned_repositories: Vec<String>,
+    /// Warnings of the lints, as shown at bake time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// A manifest whose bytes hash to its id and whose shape is an image's of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    pub id: ImageId,
+    pub manifest: Manifest,
+}
+
+impl Image {
+    /// Parses manifest bytes. Errors say what is wrong with them.
+    pub fn parse(bytes: &[u8]) -> Result<Image, String> {
+        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| format!("manifest is not valid: {e}"))?;
+        if manifest.media_type != MEDIA_MANIFEST || manifest.artifact_type != MEDIA_CONFIG {
+            return Err(format!("manifest is of type {}, not kiln's {MEDIA_CONFIG}", manifest.artifact_type));
+        }
+        let types: Vec<&str> = manifest.layers.iter().map(|l| l.media_type.as_str()).collect();
+        let shape = types.len() >= 3
+            && types[0] == MEDIA_KERNEL
+            && types[1] == MEDIA_INITRAMFS
+            && types[2..].iter().all(|t| *t == MEDIA_LAYER);
+        if !shape {
+            return Err("manifest must list a kernel, an initramfs and at least one squashfs layer".into());
+        }
+        Ok(Image { id: Digest::of(bytes), manifest })
+    }
+
+    pub fn kernel(&self) -> &Descriptor {
+        &self.manifest.layers[0]
+    }
+
+    pub fn initramfs(&self) -> &Descriptor {
+        &self.manifest.layers[1]
+    }
+
+    /// The squashfs layers, lowest first.
+    pub fn layers(&self) -> &[Descriptor] {
+        &self.manifest.layers[2..]
+    }
+
+    /// Every blob of the image: config, kernel, initramfs, layers.
+    pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        std::iter::once(&self.manifest.config).chain(&self.manifest.layers)
+    }
+}

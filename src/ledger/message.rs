@@ -1,0 +1,236 @@
+//! What nodes send and what they are answered (JSON over HTTP, `/v1`). `/v1` only grows: unknown
+//! fields are tolerated on both sides, new fields have defaults.
+
+use crate::image::id::ImageId;
+use crate::site::{DiskMatch, Mac, Uuid};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The one vocabulary of a boot's progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    Dhcp,
+    Loader,
+    Script,
+    Init,
+    Network,
+    Fetch,
+    Mount,
+    Switch,
+    Register,
+    Join,
+    Ready,
+    Failed,
+    Held,
+}
+
+/// `POST /v1/phase`: progress of a boot that has not registered. Timeline only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseReport {
+    pub mac: Mac,
+    #[serde(default)]
+    pub uuid: Option<Uuid>,
+    /// The kernel's own boot id (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+    pub image: ImageId,
+    pub phase: Phase,
+    /// For people; at most [`DETAIL_MAX_BYTES`].
+    #[serde(default)]
+    pub detail: String,
+}
+
+/// Longer details are cut by the server.
+pub const DETAIL_MAX_BYTES: usize = 2000;
+
+/// `POST /v1/boot` over TLS, once from each initramfs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRequest {
+    pub mac: Mac,
+    #[serde(default)]
+    pub uuid: Option<Uuid>,
+    pub boot_id: String,
+    pub image: ImageId,
+    /// kiln-node's version.
+    pub version: String,
+    pub disks: Vec<Disk>,
+}
+
+/// A disk as the machine shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Kernel name, such as `vda`.
+    pub name: String,
+    #[serde(default)]
+    pub serial: Option<String>,
+    #[serde(default)]
+    pub wwn: Option<String>,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Answer to [`BootRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "verdict")]
+pub enum BootAnswer {
+    Go(Box<BootGo>),
+    /// Show the reason, ask again after `retry_secs`.
+    Hold {
+        reason: String,
+        retry_secs: u64,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootGo {
+    pub node: String,
+    pub role: String,
+    /// The cluster's name: the stamp that a state disk carries.
+    pub cluster: String,
+    /// Random id of the site, made by `kiln init`: tells clusters of the same name apart.
+    pub site_id: String,
+    /// One-time, for [`RegisterRequest`]; `None`: this boot was not expected (only a key on the
+    /// state disk can register it).
+    #[serde(default)]
+    pub credential: Option<String>,
+    pub state: StateOrder,
+    /// Server's clock, Unix milliseconds; the node sets its own from it.
+    pub now_ms: u64,
+}
+
+/// Where this node's state lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "kind")]
+pub enum StateOrder {
+    Volatile,
+    Disk { disk: DiskMatch },
+}
+
+/// `POST /v1/disk` over TLS: may this blank disk be formatted? Carries the credential without
+/// spending it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRequest {
+    pub node: String,
+    pub boot_id: String,
+    #[serde(default)]
+    pub credential: Option<String>,
+    pub disk: Disk,
+    /// What the node found on it: `blank`, or a description. Only `blank` is ever granted here.
+    pub found: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskAnswer {
+    pub format: bool,
+    pub reason: String,
+}
+
+/// `POST /v1/register` over TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterRequest {
+    pub node: String,
+    pub mac: Mac,
+    pub boot_id: String,
+    pub image: ImageId,
+    /// kiln-node's version.
+    pub version: String,
+    /// Spends the credential of this boot …
+    #[serde(default)]
+    pub credential: Option<String>,
+    /// The node's ed25519 public key, base64; its private half lies on the state disk (or, for a
+    /// volatile node, in memory).
+    pub key: String,
+    /// … or signs [`register_statement`] with the private half, base64. Always sent.
+    pub signature: String,
+    /// PEM certificate request for this generation's TLS key.
+    pub csr: String,
+}
+
+/// What the state disk's key signs at a register. The boot id makes a replay useless: a boot id
+/// registers once.
+pub fn register_statement(node: &str, boot_id: &str, csr: &str) -> Vec<u8> {
+    format!("kiln-register-v1\n{node}\n{boot_id}\n{}\n", crate::image::id::Digest::of(csr.as_bytes())).into_bytes()
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterAnswer {
+    pub generation: u64,
+    /// PEM, for TLS towards the server; names node and generation.
+    pub certificate: String,
+    /// Unix milliseconds.
+    pub certificate_expires_ms: u64,
+    pub view: crate::site::view::View,
+    /// Secrets of the role's systems only: dotted name -> value.
+    pub secrets: BTreeMap<String, String>,
+    pub now_ms: u64,
+}
+
+/// `POST /v1/report` over TLS with the generation's certificate: at every change, and at least
+/// every [`REPORT_INTERVAL_SECS`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    pub phase: Phase,
+    #[serde(default)]
+    pub detail: String,
+    #[serde(default)]
+    pub systems: Vec<SystemReport>,
+    /// The node says that it shuts down: its session is dead after this.
+    #[serde(default)]
+    pub leaving: bool,
+}
+
+/// A node reports at least this often.
+pub const REPORT_INTERVAL_SECS: u64 = 10;
+/// A session without a report for this long is dead.
+pub const SESSION_DEAD_SECS: u64 = 30;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemReport {
+    pub name: String,
+    pub state: SystemState,
+    /// One line.
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SystemState {
+    Waiting,
+    Starting,
+    Healthy,
+    Unhealthy,
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportAnswer {
+    pub now_ms: u64,
+}
+
+/// An error answer of any `/v1` route: status 4xx or 5xx with this body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub error: String,
+}
+
+/// What the initramfs hands to the agent: `/run/kiln/boot.json`, root, 0600, on tmpfs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handover {
+    /// `ADDR:PORT` of the nodes' plain HTTP.
+    pub server: String,
+    /// `ADDR:PORT` of the nodes' TLS.
+    pub tls: String,
+    /// sha256 (hex) of the server's TLS public key (SubjectPublicKeyInfo DER).
+    pub pin: String,
+    pub mac: Mac,
+    pub boot_id: String,
+    pub image: ImageId,
+    pub go: BootGo,
+    /// Where the state disk is mounted in the role, or `None` when volatile.
+    pub state_dir: Option<String>,
+}
+
+/// Where [`Handover`] lies.
+pub const HANDOVER_FILE: &str = "/run/kiln/boot.json";
+/// Where the state disk is mounted in the role.
+pub const STATE_DIR: &str = "/var/lib/kiln-state";

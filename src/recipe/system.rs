@@ -1,0 +1,151 @@
+//! A system: one thing that a node runs and that is formed or joined. This type is also the wire
+//! twin inside the image (`image::role`): the build writes it, kiln-node reads it.
+
+use serde::{Deserialize, Serialize};
+
+/// `recipes/<release>/systems/<name>.toml`, parsed and valid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct System {
+    /// Also the name of its overlay and of its scripts' folder.
+    pub name: String,
+    /// Systems that must be healthy on this node before this one starts.
+    #[serde(default)]
+    pub after: Vec<String>,
+    /// Packages it needs, added to those of the recipe that names it.
+    #[serde(default)]
+    pub packages: Vec<String>,
+    /// systemd units started in this order, and stopped in reverse.
+    #[serde(default)]
+    pub units: Vec<String>,
+    /// TCP ports that it listens on at the node's address.
+    #[serde(default)]
+    pub ports: Vec<u16>,
+    /// Names of the site's secrets that its nodes may receive.
+    #[serde(default)]
+    pub secrets: Vec<String>,
+    /// Absolute folders that must outlive a reboot.
+    #[serde(default)]
+    pub state: Vec<String>,
+    /// Only systems that form a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub formation: Option<Formation>,
+    #[serde(default, rename = "step")]
+    pub steps: Vec<Step>,
+    #[serde(default)]
+    pub health: Health,
+}
+
+/// How a clustered system comes to life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Formation {
+    pub kind: FormationKind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dark: Option<Dark>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FormationKind {
+    /// One node seeds, the others join it (galera, rabbitmq).
+    Seeded,
+    /// Every member has the same static list (corosync).
+    Static,
+}
+
+/// What happens after every member was down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dark {
+    /// The member with the highest rank is seeded.
+    Rank,
+    /// The data is disposable.
+    Reset,
+}
+
+/// One piece of a system's set-up; its script is `<name>`, its check `<name>.check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    pub name: String,
+    pub scope: Scope,
+    /// Whose lineage the result lives in; default: its own system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes: Option<String>,
+    /// `system` (healthy here first) or `system/step` (done first).
+    #[serde(default)]
+    pub needs: Vec<String>,
+    /// Such as `30s` or `5m`; default [`STEP_TIMEOUT_DEFAULT_SECS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+}
+
+/// Time-out of a step that names none.
+pub const STEP_TIMEOUT_DEFAULT_SECS: u64 = 300;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Every node, every boot; idempotent.
+    Node,
+    /// Once for a lineage, claimed in the ledger.
+    Cluster,
+    /// A healthy member does it for a joining one.
+    Peer,
+}
+
+/// How often `health` is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// Such as `10s`.
+    pub interval: String,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Health { interval: "10s".into() }
+    }
+}
+
+/// Parses `90`, `90s`, `5m` or `2h` into seconds; `None` for anything else, zero or more than a week.
+pub fn seconds(text: &str) -> Option<u64> {
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(number) => (number, &text[number.len()..]),
+        None => (text, "s"),
+    };
+    if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let factor = match unit {
+        "m" => 60,
+        "h" => 3600,
+        _ => 1,
+    };
+    let secs = number.parse::<u64>().ok()?.checked_mul(factor)?;
+    (1..=7 * 24 * 3600).contains(&secs).then_some(secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::seconds;
+
+    #[test]
+    fn durations_are_read_with_their_unit() {
+        for (text, want) in [
+            ("90", Some(90)),
+            ("90s", Some(90)),
+            ("5m", Some(300)),
+            ("2h", Some(7200)),
+            ("", None),
+            ("s", None),
+            ("0s", None),
+            ("-1s", None),
+            ("1d", None),
+            ("99999999999999999999h", None),
+        ] {
+            assert_eq!(seconds(text), want, "{text:?}");
+        }
+    }
+}
