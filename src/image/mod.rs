@@ -1,5 +1,6 @@
 //! What a bake makes and what every other part meets in: ids, manifests, signatures, the store.
 
+pub mod archive;
 pub mod id;
 pub mod index;
 pub mod key;
