@@ -7,6 +7,8 @@ pub mod key;
 pub mod kmod;
 pub mod manifest;
 pub mod reference;
+pub mod registry;
+pub mod remote;
 pub mod role;
 pub mod sign;
 pub mod signature;

@@ -138,7 +138,7 @@ impl Store {
             .prefix("tmp-")
             .tempfile_in(&dir)
             .with_context(|| format!("creating a temporary file in {}", dir.display()))?;
-        Ok(BlobWriter { store: self, tmp, hasher: sha2::Sha256::new(), written: 0 })
+        Ok(BlobWriter { store: self, tmp, hasher: sha2::Sha256::new(), written: 0, failed: false })
     }
 
     /// Copies a file in. A digest other than `expect` is an error and leaves nothing.
@@ -585,9 +585,15 @@ pub struct BlobWriter<'a> {
     tmp: tempfile::NamedTempFile,
     hasher: sha2::Sha256,
     written: u64,
+    failed: bool,
 }
 
 impl BlobWriter<'_> {
+    /// Whether a write failed: the disk's fault, not that of where the bytes come from.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
     /// Bytes so far.
     pub fn written(&self) -> u64 {
         self.written
@@ -604,7 +610,7 @@ impl BlobWriter<'_> {
 
 impl Write for BlobWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.tmp.write(bytes)?;
+        let n = self.tmp.write(bytes).inspect_err(|_| self.failed = true)?;
         self.hasher.update(&bytes[..n]);
         self.written += n as u64;
         Ok(n)
