@@ -1,6 +1,9 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
 pub mod exit;
+pub mod image;
+pub mod key;
+pub mod output;
 pub mod places;
 
 use anyhow::Result;
@@ -15,9 +18,15 @@ pub struct Cli {
 }
 
 #[derive(Subcommand)]
-pub enum Verb {}
+pub enum Verb {
+    Image(image::Arguments),
+    Key(key::Arguments),
+}
 
 /// Runs the verb.
 pub fn run(cli: Cli) -> Result<()> {
-    match cli.verb {}
+    match cli.verb {
+        Verb::Image(arguments) => image::run(arguments),
+        Verb::Key(arguments) => key::run(arguments),
+    }
 }
