@@ -1,7 +1,9 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
 pub mod exit;
+pub mod lock;
 pub mod places;
+pub mod recipes;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -15,9 +17,13 @@ pub struct Cli {
 }
 
 #[derive(Subcommand)]
-pub enum Verb {}
+pub enum Verb {
+    Lock(lock::Arguments),
+}
 
 /// Runs the verb.
 pub fn run(cli: Cli) -> Result<()> {
-    match cli.verb {}
+    match cli.verb {
+        Verb::Lock(arguments) => lock::run(&arguments),
+    }
 }
