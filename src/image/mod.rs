@@ -2,6 +2,7 @@
 
 pub mod id;
 pub mod index;
+pub mod key;
 pub mod kmod;
 pub mod manifest;
 pub mod reference;
