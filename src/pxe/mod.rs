@@ -3,6 +3,7 @@
 
 pub mod dhcp;
 pub mod machine;
+pub mod tftp;
 
 use crate::site::Subnet;
 use machine::Machine;

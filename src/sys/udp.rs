@@ -119,3 +119,14 @@ pub fn set_neighbour(socket: &UdpSocket, interface: &str, address: Ipv4Addr, mac
     let status = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSARP, &request) };
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Datagrams beyond the MTU go out in fragments; by default Linux would refuse to send them.
+pub fn allow_fragments(socket: &UdpSocket) -> io::Result<()> {
+    let value: libc::c_int = libc::IP_PMTUDISC_DONT;
+    let length = std::mem::size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the kernel reads `length` bytes of `value`, which lives until the call returns.
+    let status = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, (&raw const value).cast(), length)
+    };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
