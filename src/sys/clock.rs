@@ -1,4 +1,4 @@
-//! The wall clock. Deciding code never calls this: time is passed to it.
+//! The clocks. Deciding code never calls this: time is passed to it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,10 +7,11 @@ pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_millis() as u64).unwrap_or(0)
 }
 
-/// Milliseconds that never jump; only differences mean anything.
-pub fn steady_ms() -> u64 {
-    use nix::time::{ClockId, clock_gettime};
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map(|t| Duration::from(t).as_millis() as u64).unwrap_or(0)
+/// Milliseconds of a clock that nobody sets: for ages and time-outs.
+pub fn monotonic_ms() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
+        .map(|t| t.tv_sec() as u64 * 1000 + t.tv_nsec() as u64 / 1_000_000)
+        .unwrap_or(0)
 }
 
 /// A clock this near to the server's is left alone: the time server does the rest.
