@@ -1,7 +1,10 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
 pub mod exit;
+pub mod init;
 pub mod places;
+pub mod recipes;
+pub mod secrets;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -15,9 +18,13 @@ pub struct Cli {
 }
 
 #[derive(Subcommand)]
-pub enum Verb {}
+pub enum Verb {
+    Init(init::Args),
+}
 
 /// Runs the verb.
 pub fn run(cli: Cli) -> Result<()> {
-    match cli.verb {}
+    match cli.verb {
+        Verb::Init(args) => init::run(args),
+    }
 }
