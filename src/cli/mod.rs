@@ -4,7 +4,11 @@ pub mod exit;
 pub mod image;
 pub mod key;
 pub mod output;
+pub mod init;
+pub mod lock;
 pub mod places;
+pub mod recipes;
+pub mod secrets;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -21,6 +25,8 @@ pub struct Cli {
 pub enum Verb {
     Image(image::Arguments),
     Key(key::Arguments),
+    Init(init::Args),
+    Lock(lock::Arguments),
 }
 
 /// Runs the verb.
@@ -28,5 +34,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Image(arguments) => image::run(arguments),
         Verb::Key(arguments) => key::run(arguments),
+        Verb::Init(args) => init::run(args),
+        Verb::Lock(arguments) => lock::run(&arguments),
     }
 }
