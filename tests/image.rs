@@ -27,7 +27,11 @@ fn succeed(command: &mut Command) -> String {
 /// Fails with that exit status and an error that says so.
 fn fail(command: &mut Command, status: i32, expected: &str) {
     let output = command.output().unwrap();
-    assert!(output.status.code() == Some(status) && shown(&output).contains(expected), "{command:?}: {}", shown(&output));
+    assert!(
+        output.status.code() == Some(status) && shown(&output).contains(expected),
+        "{command:?}: {}",
+        shown(&output)
+    );
 }
 
 fn shown(output: &Output) -> String {
@@ -102,7 +106,10 @@ fn the_verbs_say_what_there_is() {
     assert_eq!(json(&mut gc())["images"], serde_json::json!([id]));
     assert_eq!(json(kiln_at(dir.path()).args(["ls", "--json"]))["images"], serde_json::json!([]));
 
-    assert_eq!(json(kiln_at(dir.path()).args(["load", "--json"]).arg(&file))["names"], serde_json::json!(["zed/test:v2"]));
+    assert_eq!(
+        json(kiln_at(dir.path()).args(["load", "--json"]).arg(&file))["names"],
+        serde_json::json!(["zed/test:v2"])
+    );
     let layer = id::Digest::of(&image.blobs[3]).hex();
     std::fs::write(dir.path().join("store/blobs/sha256").join(layer), vec![0; image.blobs[3].len()]).unwrap();
     fail(kiln_at(dir.path()).args(["verify", "zed/test:v2"]), 4, "layer role");
@@ -146,7 +153,8 @@ fn skopeo_reads_the_store() {
     let plain: serde_json::Value = serde_json::from_str(&skopeo(&["inspect", &reference])).unwrap();
     assert_eq!(plain["Digest"], id.to_string());
     assert_eq!(plain["Layers"].as_array().unwrap().len(), 3);
-    let config: serde_json::Value = serde_json::from_str(&skopeo(&["inspect", "--config", "--raw", &reference])).unwrap();
+    let config: serde_json::Value =
+        serde_json::from_str(&skopeo(&["inspect", "--config", "--raw", &reference])).unwrap();
     assert_eq!(config["role"], "test");
     assert_eq!(skopeo(&["inspect", "--raw", &reference]).as_bytes(), store.manifest_bytes(&id).unwrap());
 
@@ -227,7 +235,13 @@ fn an_image_goes_through_a_registry_with_its_signature() {
     assert!(states.iter().all(|s| s["state"] == "done") && states.len() == 6, "{events}");
     let again = succeed(kiln(store.path()).args(["push", "zed/test:v1", &reference, "--events", "json"]));
     assert!(again.lines().all(|l| l.contains("cached")), "{again}");
-    let shared = succeed(kiln(store.path()).args(["push", "zed/test:v2", &registry.reference("zed/test:v2"), "--events", "json"]));
+    let shared = succeed(kiln(store.path()).args([
+        "push",
+        "zed/test:v2",
+        &registry.reference("zed/test:v2"),
+        "--events",
+        "json",
+    ]));
     assert_eq!(shared.matches("\"cached\"").count(), 3, "config, initramfs and the empty blob: {shared}");
 
     let other = dir.path().join("other");
@@ -240,15 +254,22 @@ fn an_image_goes_through_a_registry_with_its_signature() {
     good(&other_store, &two.id);
     assert!(other_store.names(&two.id).unwrap().is_empty());
     if has("skopeo") {
-        let inspected = succeed(
-            Command::new("skopeo").args(["inspect", "--tls-verify=false", "--raw", &format!("docker://{reference}")]),
-        );
+        let inspected = succeed(Command::new("skopeo").args([
+            "inspect",
+            "--tls-verify=false",
+            "--raw",
+            &format!("docker://{reference}"),
+        ]));
         assert_eq!(id::Digest::of(inspected.as_bytes()), one.id);
     }
     fail(kiln(&other).args(["pull", &registry.reference("zed/test:none")]), 1, "404");
     fail(kiln(&other).args(["pull", &registry.reference("zed/none")]), 1, "404");
     fail(kiln(&other).args(["pull", "zed/test"]), 2, "registry's host");
-    fail(kiln(store.path()).args(["push", "zed/test:v1", &registry.reference(&format!("zed/test@{}", two.id))]), 1, "another");
+    fail(
+        kiln(store.path()).args(["push", "zed/test:v1", &registry.reference(&format!("zed/test@{}", two.id))]),
+        1,
+        "another",
+    );
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 pub mod exit;
 pub mod image;
-pub mod key;
-pub mod output;
 pub mod init;
+pub mod key;
 pub mod lock;
+pub mod output;
 pub mod places;
 pub mod recipes;
 pub mod secrets;
