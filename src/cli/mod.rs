@@ -2,6 +2,7 @@
 
 pub mod exit;
 pub mod init;
+pub mod lock;
 pub mod places;
 pub mod recipes;
 pub mod secrets;
@@ -20,11 +21,13 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Verb {
     Init(init::Args),
+    Lock(lock::Arguments),
 }
 
 /// Runs the verb.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Init(args) => init::run(args),
+        Verb::Lock(arguments) => lock::run(&arguments),
     }
 }
