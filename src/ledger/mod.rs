@@ -1,4 +1,22 @@
 //! The event log from which all that the server knows is folded. [`message`] is what nodes and
-//! the server say to each other.
+//! the server say to each other; [`event`] what is stored; [`state`] what it folds to; [`decide`]
+//! the only place where a command becomes events; [`live`] what is known only in memory.
 
+pub mod answer;
+pub mod decide;
+pub mod event;
+pub mod explain;
+pub mod identify;
+pub mod live;
+pub mod log;
 pub mod message;
+pub mod sqlite;
+pub mod state;
+pub mod text;
+pub mod timeline;
+pub mod writer;
+
+pub use decide::{Command, Refusal, decide};
+pub use event::{Event, Recorded};
+pub use live::Live;
+pub use state::State;

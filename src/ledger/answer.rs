@@ -1,0 +1,32 @@
+//! What a node is answered, from the state after its command was decided.
+
+use super::decide::credential_of;
+use super::message::{BootGo, BootRequest, StateOrder};
+use super::state::{Keeps, State};
+use std::collections::BTreeMap;
+
+/// The answer to a boot that was let through as `node`: with the credential if it was minted to this boot.
+pub fn boot(state: &State, node: &str, request: &BootRequest, credential: &str, now_ms: u64) -> Option<BootGo> {
+    let site = state.site.as_ref()?;
+    let entry = state.site_node(node)?;
+    let minted = state.node(node).credential.clone();
+    let ours = minted.is_some_and(|c| c.boot_id == request.boot_id && c.hash == credential_of(credential));
+    Some(BootGo {
+        node: node.to_string(),
+        role: entry.role.clone(),
+        cluster: site.cluster.name.clone(),
+        site_id: state.site_id.clone(),
+        credential: ours.then(|| credential.to_string()),
+        state: match state.keeps(entry).ok()? {
+            Keeps::Volatile => StateOrder::Volatile,
+            Keeps::Disk(disk) => StateOrder::Disk { disk: disk.clone() },
+        },
+        now_ms,
+    })
+}
+
+/// The secrets that a role's systems may receive, of those that the server has.
+pub fn secrets(state: &State, role: &str, all: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let Some(image) = state.image_of(role) else { return BTreeMap::new() };
+    image.secrets.iter().filter_map(|name| Some((name.clone(), all.get(name)?.clone()))).collect()
+}

@@ -1,0 +1,218 @@
+//! `POST /v1/boot` and `/v1/disk`: who gets a credential, and who may format a blank disk.
+//! The rules are the threat table's (`docs/`); `tests.rs` has a row for each.
+
+use super::discovery::answered;
+use super::{Answer, Boot, Refusal, Why};
+use crate::image::id::Digest;
+use crate::ledger::event::{Asked, Event, UsedImage};
+use crate::ledger::identify::{Identity, identify};
+use crate::ledger::live::Live;
+use crate::ledger::message::DiskRequest;
+use crate::ledger::state::{Credential, Keeps, State, refused_key};
+use crate::ledger::text;
+use crate::site::{DiskMatch, Node};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// What is stored of a credential.
+pub fn credential_of(credential: &str) -> Digest {
+    Digest::of(credential.as_bytes())
+}
+
+/// Whether a node of the site may boot now, and what; an error is the reason that its console shows.
+pub fn may_boot<'a>(state: &'a State, node: &Node) -> Result<&'a UsedImage, (&'static str, String)> {
+    if let Some(reason) = &state.node(&node.name).held {
+        return Err(("held", format!("node {} is held: {reason}", node.name)));
+    }
+    let Some(image) = state.image_of(&node.role) else {
+        let next = format!("kiln image use {} IMAGE", node.role);
+        return Err(("no-image", format!("role {} has no image; next: {next}", node.role)));
+    };
+    state.keeps(node).map_err(|reason| ("no-state-disk", reason))?;
+    Ok(image)
+}
+
+pub(super) fn boot(state: &State, live: &Live, boot: &Boot, now_ms: u64) -> Result<Vec<Event>, Refusal> {
+    if !text::is_boot_id(&boot.request.boot_id) {
+        return Err(Refusal::new(Why::Invalid, "boot id is not one that a kernel makes"));
+    }
+    let mut node = None;
+    let (rule, minted) = match grant(state, live, boot, &mut node, now_ms) {
+        Ok(granted) => granted,
+        Err((rule, reason)) => {
+            let event = record(state, live, boot, node, rule, &format!("hold: {reason}"), now_ms);
+            return Err(Refusal::new(Why::Hold, reason).with(event));
+        }
+    };
+    let answer = if minted.is_some() { "go, with a credential" } else { "go, with the key on its state disk" };
+    let mut events: Vec<Event> = record(state, live, boot, node.clone(), rule, answer, now_ms).into_iter().collect();
+    let new = minted.filter(|c| node.as_ref().is_none_or(|n| state.node(n).credential.as_ref() != Some(c)));
+    if let (Some(Credential { boot_id, hash, address }), Some(node)) = (new, node) {
+        events.push(Event::CredentialMinted { node, boot_id, hash, address, rule: rule.into() });
+    }
+    Ok(events)
+}
+
+type Granted = (&'static str, Option<Credential>);
+
+/// The rule that lets this boot go on, with the credential that it gets; or why it is held.
+fn grant(
+    state: &State,
+    live: &Live,
+    boot: &Boot,
+    found: &mut Option<String>,
+    now_ms: u64,
+) -> Result<Granted, (&'static str, String)> {
+    let request = &boot.request;
+    let name = match identify(state, request.mac, request.uuid) {
+        Identity::Node { name, .. } => name,
+        Identity::Contradiction { reason } => return Err(("contradiction", reason)),
+        Identity::Unknown => {
+            return Err(("unknown-machine", format!("machine {} is no node of this site", request.mac)));
+        }
+    };
+    *found = Some(name.clone());
+    let Some(node) = state.site_node(&name) else { return Err(("unknown-machine", format!("no node {name}"))) };
+    let image = may_boot(state, node)?;
+    // The image may have been changed since this machine's script: what it was told to boot is fine.
+    let told = state.machines.get(&request.mac).and_then(|m| m.answers.get(&Asked::Script)).and_then(|a| a.image);
+    if request.image != image.id && told != Some(request.image) {
+        let reason =
+            format!("node {name} must boot {}, this is {}; restart it", image.id.short(), request.image.short());
+        return Err(("other-image", reason));
+    }
+    let known = state.node(&name);
+    if known.boots.contains(&request.boot_id) {
+        return Err((
+            "boot-id-seen",
+            format!("boot id {} has registered already; restart the machine", request.boot_id),
+        ));
+    }
+    let keeps = state.keeps(node).map_err(|reason| ("no-state-disk", reason))?;
+    let rule = match keeps {
+        _ if known.generation == 0 => "first-boot",
+        _ if known.approved => "approved",
+        Keeps::Volatile => "session-dead",
+        Keeps::Disk(_) => return Ok(("state-key", None)),
+    };
+    if live.session_lives(state, &name, now_ms) {
+        let reason = format!("session of generation {} of node {name} lives or may live", known.generation);
+        return Err(("session-lives", reason));
+    }
+    let address = expected_address(state, boot, node)?;
+    if address != boot.source {
+        let reason = format!("asked from {}, but a credential of node {name} goes to {address} only", boot.source);
+        return Err(("other-address", reason));
+    }
+    let hash = credential_of(&boot.credential);
+    Ok((rule, Some(Credential { boot_id: request.boot_id.clone(), hash, address })))
+}
+
+/// The address leased to that MAC; where kiln leased none, the one from which it last asked for its script.
+fn expected_address(state: &State, boot: &Boot, node: &Node) -> Result<Ipv4Addr, (&'static str, String)> {
+    if let Some(leased) = boot.leased {
+        return Ok(leased);
+    }
+    if boot.authoritative {
+        return Ok(node.address);
+    }
+    let script = state.machines.get(&boot.request.mac).and_then(|m| m.answers.get(&Asked::Script));
+    let unknown = || ("no-script", format!("machine {} never asked here for its boot script", boot.request.mac));
+    script.and_then(|a| a.address).ok_or_else(unknown)
+}
+
+fn record(
+    state: &State,
+    live: &Live,
+    boot: &Boot,
+    node: Option<String>,
+    rule: &str,
+    answer: &str,
+    now_ms: u64,
+) -> Option<Event> {
+    let request = &boot.request;
+    let mut facts = BTreeMap::from([
+        ("boot_id".to_string(), request.boot_id.clone()),
+        ("image".to_string(), request.image.short()),
+        ("version".to_string(), text::word(&request.version)),
+    ]);
+    let disks = request.disks.iter().take(32).map(|d| format!("{} {}", text::word(&d.name), d.size));
+    facts.insert("disks".into(), disks.collect::<Vec<_>>().join(", "));
+    facts.extend(request.uuid.map(|u| ("uuid".to_string(), u.to_string())));
+    let answer = Answer {
+        mac: request.mac,
+        node,
+        asked: Asked::Boot,
+        address: Some(boot.source),
+        facts,
+        rule: rule.into(),
+        answer: answer.into(),
+        image: Some(request.image),
+    };
+    answered(state, live, &answer, now_ms)
+}
+
+/// The node's unspent credential, if the message carries it from where it was minted to.
+pub(super) fn presented<'a>(
+    credential: Option<&'a Credential>,
+    boot_id: &str,
+    text: Option<&str>,
+    source: Ipv4Addr,
+) -> Result<&'a Credential, String> {
+    let text = text.ok_or("no credential")?;
+    let credential = credential.ok_or("a credential that was spent or never minted")?;
+    if credential.boot_id != boot_id {
+        return Err("a credential of another boot".into());
+    }
+    if credential.hash != credential_of(text) {
+        return Err("a wrong credential".into());
+    }
+    if credential.address != source {
+        return Err(format!("a credential from {source} that was minted to {}", credential.address));
+    }
+    Ok(credential)
+}
+
+pub(super) fn disk(state: &State, request: &DiskRequest, source: Ipv4Addr) -> Result<Vec<Event>, Refusal> {
+    let Some(node) = state.site_node(&request.node) else {
+        return Err(Refusal::new(Why::NotFound, format!("no node {:?} in this site", text::word(&request.node))));
+    };
+    let known = state.node(&node.name);
+    let disk = crate::ledger::message::Disk {
+        name: text::word(&request.disk.name),
+        serial: request.disk.serial.as_deref().map(text::word),
+        wwn: request.disk.wwn.as_deref().map(text::word),
+        size: request.disk.size,
+    };
+    // Without the credential nothing is written down: anyone could have asked.
+    presented(known.credential.as_ref(), &request.boot_id, request.credential.as_deref(), source)
+        .map_err(|reason| Refusal::new(Why::Refused, format!("node {} shows {reason}", node.name)))?;
+    let refused = |reason: String| {
+        let new = known.refused.as_deref() != Some(&refused_key(&request.boot_id, &disk.name, &reason));
+        let (node, boot_id) = (node.name.clone(), request.boot_id.clone());
+        let event = Event::DiskRefused { node, boot_id, disk: disk.clone(), reason: reason.clone() };
+        Refusal::new(Why::Refused, reason).with(new.then_some(event))
+    };
+    let wanted = match state.keeps(node) {
+        Ok(Keeps::Disk(wanted)) => wanted,
+        Ok(Keeps::Volatile) => return Err(refused(format!("node {} keeps its state in memory", node.name))),
+        Err(reason) => return Err(refused(reason)),
+    };
+    if !matches(wanted, request) {
+        return Err(refused(format!("disk {} is not the one that the site names for node {}", disk.name, node.name)));
+    }
+    if request.found != "blank" {
+        return Err(refused(format!("disk {} is not blank: {}", disk.name, text::clean(&request.found, 200))));
+    }
+    let granted = known.disk.as_ref().is_some_and(|g| g.boot_id == request.boot_id && g.disk == disk);
+    let event = Event::DiskGranted { node: node.name.clone(), boot_id: request.boot_id.clone(), disk };
+    Ok(if granted { Vec::new() } else { vec![event] })
+}
+
+fn matches(wanted: &DiskMatch, request: &DiskRequest) -> bool {
+    let disk = &request.disk;
+    let any = wanted.serial.is_some() || wanted.wwn.is_some() || wanted.size.is_some();
+    any && wanted.serial.as_ref().is_none_or(|s| disk.serial.as_ref() == Some(s))
+        && wanted.wwn.as_ref().is_none_or(|w| disk.wwn.as_ref() == Some(w))
+        && wanted.size.is_none_or(|s| disk.size == s)
+}

@@ -1,0 +1,195 @@
+//! The only place where a command becomes events: pure, one file for each group of commands.
+//! The order of the tests in each function is the order in which an operator would ask why.
+
+mod boot;
+mod discovery;
+mod operator;
+mod register;
+mod report;
+#[cfg(test)]
+mod tests;
+
+pub use boot::{credential_of, may_boot};
+pub use operator::{MachineId, site_diff};
+pub use register::check as check_register;
+
+use super::event::{Asked, Event, UsedImage};
+use super::live::Live;
+use super::message::{BootRequest, DiskRequest, PhaseReport, RegisterRequest, Report};
+use super::state::State;
+use crate::image::id::{Digest, ImageId};
+use crate::site::{Mac, Site, Uuid};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// What someone asks of the ledger. Times, random values and whatever must be looked up outside
+/// come with it.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// `site_id` counts only for an empty ledger.
+    ApplySite {
+        site: Box<Site>,
+        site_id: String,
+        images: BTreeMap<String, UsedImage>,
+    },
+    UseImage {
+        role: String,
+        image: Box<UsedImage>,
+        release: String,
+        image_role: String,
+    },
+    Approve {
+        machine: MachineId,
+        node: String,
+    },
+    Hold {
+        node: String,
+        reason: String,
+    },
+    Unhold {
+        node: String,
+    },
+    /// A machine asked something over DHCP or for a script.
+    Saw {
+        mac: Mac,
+        uuid: Option<Uuid>,
+        firmware: String,
+    },
+    /// What it was answered and why.
+    Answer(Box<Answer>),
+    Phase {
+        report: PhaseReport,
+    },
+    Boot(Box<Boot>),
+    Disk {
+        request: DiskRequest,
+        source: Ipv4Addr,
+    },
+    Register {
+        request: Box<RegisterRequest>,
+        source: Ipv4Addr,
+        issued: Option<Issued>,
+    },
+    Report {
+        fingerprint: Digest,
+        report: Report,
+    },
+}
+
+/// A decision of `pxe::choose` to be recorded.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub mac: Mac,
+    pub node: Option<String>,
+    pub asked: Asked,
+    pub address: Option<Ipv4Addr>,
+    pub facts: BTreeMap<String, String>,
+    pub rule: String,
+    pub answer: String,
+    pub image: Option<ImageId>,
+}
+
+/// `POST /v1/boot` with what the server saw and looked up.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    pub request: BootRequest,
+    /// Where the request came from.
+    pub source: Ipv4Addr,
+    /// The address that kiln leased to that MAC, if any.
+    pub leased: Option<Ipv4Addr>,
+    /// This server answers DHCP itself, so a node's reserved address is that node's.
+    pub authoritative: bool,
+    /// The credential to mint if this boot is expected; the same for the same boot and address.
+    pub credential: String,
+}
+
+/// A certificate made for a register before it was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Issued {
+    pub generation: u64,
+    /// sha256 of its DER.
+    pub fingerprint: Digest,
+}
+
+/// Why a command was not followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub why: Why,
+    pub reason: String,
+    /// What is recorded all the same.
+    pub events: Vec<Event>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The message makes no sense.
+    Invalid,
+    /// No such node, machine or role.
+    NotFound,
+    /// The state forbids it.
+    Refused,
+    /// Not now: the machine shows the reason and asks again.
+    Hold,
+    /// The state moved between issuing a certificate and the decision: try again.
+    Raced,
+}
+
+impl Refusal {
+    pub fn new(why: Why, reason: impl Into<String>) -> Refusal {
+        Refusal { why, reason: reason.into(), events: Vec::new() }
+    }
+
+    fn with(mut self, event: Option<Event>) -> Refusal {
+        self.events.extend(event);
+        self
+    }
+}
+
+/// The card on whose account a command's events go, if whoever sent it has not proved who it is;
+/// and whether it is no node's.
+pub fn speaker(state: &State, command: &Command) -> Option<(Mac, bool)> {
+    let mac = match command {
+        Command::Saw { mac, .. } => *mac,
+        Command::Answer(answer) => answer.mac,
+        Command::Phase { report } => report.mac,
+        Command::Boot(boot) => boot.request.mac,
+        // Whatever card it names: the refusals of a node's registers have one account.
+        Command::Register { request, .. } => *state.site_node(&request.node)?.macs.first()?,
+        _ => return None,
+    };
+    Some((mac, discovery::is_stranger(state, mac)))
+}
+
+/// The events that follow from a command, none if it changes nothing.
+pub fn decide(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Vec<Event>, Refusal> {
+    let mut decided = rule(state, live, command, now_ms);
+    if let (Err(refusal), Some((mac, stranger))) = (&mut decided, speaker(state, command)) {
+        if !live.may_speak(mac, stranger, now_ms) {
+            refusal.events.clear();
+        }
+    }
+    decided
+}
+
+fn rule(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Vec<Event>, Refusal> {
+    match command {
+        Command::ApplySite { site, site_id, images } => {
+            operator::apply_site(state, live, site, site_id, images, now_ms)
+        }
+        Command::UseImage { role, image, release, image_role } => {
+            operator::use_image(state, role, image, release, image_role)
+        }
+        Command::Approve { machine, node } => operator::approve(state, machine, node),
+        Command::Hold { node, reason } => operator::hold(state, node, reason),
+        Command::Unhold { node } => operator::unhold(state, node),
+        Command::Saw { mac, uuid, firmware } => Ok(discovery::saw(state, live, *mac, *uuid, firmware, now_ms)),
+        Command::Answer(answer) => Ok(discovery::answered(state, live, answer, now_ms).into_iter().collect()),
+        Command::Phase { report } => discovery::phase(state, live, report, now_ms),
+        Command::Boot(boot) => boot::boot(state, live, boot, now_ms),
+        Command::Disk { request, source } => boot::disk(state, request, *source),
+        Command::Register { request, source, issued } => {
+            register::register(state, live, request, *source, *issued, now_ms)
+        }
+        Command::Report { fingerprint, report } => report::report(state, fingerprint, report),
+    }
+}

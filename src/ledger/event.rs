@@ -1,0 +1,193 @@
+//! What the ledger stores. Every event is a fact that was decided or seen; the log is never
+//! rewritten. New fields have defaults, so that logs of every release replay (`tests/fixtures`).
+
+use super::message::{Disk, Phase, SystemReport};
+use crate::image::id::{Digest, ImageId};
+use crate::site::{Mac, Site, Uuid};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// Version of the events' shape; stands in each row.
+pub const VERSION: u32 = 1;
+
+/// An event with its place in the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// Counts from 1 without gaps.
+    pub rev: u64,
+    /// Wall clock of the server, Unix milliseconds; for people, never for a decision.
+    pub at_ms: u64,
+    /// [`VERSION`] of the writer.
+    pub v: u32,
+    pub event: Event,
+}
+
+/// What a role boots, with all that a boot script and a register need to know of the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedImage {
+    pub id: ImageId,
+    /// As the operator wrote it; for people.
+    pub reference: String,
+    pub kernel: Digest,
+    pub initramfs: Digest,
+    /// Kernel arguments of the role.
+    #[serde(default)]
+    pub cmdline: Vec<String>,
+    pub architecture: String,
+    /// One of its systems has a formation.
+    #[serde(default)]
+    pub controller: bool,
+    /// Names of the site's secrets that its systems may receive.
+    #[serde(default)]
+    pub secrets: Vec<String>,
+}
+
+/// Which question an answer was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Asked {
+    Dhcp,
+    Script,
+    Boot,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Event {
+    /// The operator's site became the ledger's.
+    SiteApplied {
+        site: Box<Site>,
+        site_id: String,
+    },
+    /// `role` boots this image from now on.
+    ImageUsed {
+        role: String,
+        image: UsedImage,
+    },
+    /// A machine that asked for the first time, or looks different now.
+    MachineSeen {
+        mac: Mac,
+        #[serde(default)]
+        uuid: Option<Uuid>,
+        firmware: String,
+    },
+    /// A recorded decision: from facts by a rule to an answer. Identical repeats are not stored.
+    Answered {
+        mac: Mac,
+        #[serde(default)]
+        node: Option<String>,
+        asked: Asked,
+        /// Where the question came from.
+        #[serde(default)]
+        address: Option<Ipv4Addr>,
+        facts: BTreeMap<String, String>,
+        rule: String,
+        answer: String,
+        /// The image that the answer boots.
+        #[serde(default)]
+        image: Option<ImageId>,
+    },
+    /// Progress of a boot before its register; anyone on the network can say it: timeline only.
+    PhaseReached {
+        mac: Mac,
+        #[serde(default)]
+        node: Option<String>,
+        boot_id: String,
+        phase: Phase,
+        #[serde(default)]
+        detail: String,
+    },
+    /// A one-time credential was made for this boot; an older one of the node is void.
+    CredentialMinted {
+        node: String,
+        boot_id: String,
+        /// Of the credential; the credential itself is never stored.
+        hash: Digest,
+        address: Ipv4Addr,
+        /// Why the boot was expected.
+        rule: String,
+    },
+    DiskGranted {
+        node: String,
+        boot_id: String,
+        disk: Disk,
+    },
+    DiskRefused {
+        node: String,
+        boot_id: String,
+        disk: Disk,
+        reason: String,
+    },
+    /// An authenticated register; spends the node's credential and approval.
+    Registered {
+        node: String,
+        generation: u64,
+        boot_id: String,
+        mac: Mac,
+        address: Ipv4Addr,
+        /// The node's ed25519 public key, base64.
+        key: String,
+        /// sha256 of the generation's certificate (DER).
+        fingerprint: Digest,
+        image: ImageId,
+        version: String,
+        /// By credential (a new key) or by the key known before.
+        by_credential: bool,
+    },
+    /// A register that was not let in. `alarm`: someone may be posing as the node.
+    RegisterRefused {
+        node: String,
+        mac: Mac,
+        boot_id: String,
+        address: Ipv4Addr,
+        reason: String,
+        alarm: bool,
+    },
+    /// A session's state changed (not every heartbeat).
+    Reported {
+        node: String,
+        generation: u64,
+        phase: Phase,
+        #[serde(default)]
+        detail: String,
+        #[serde(default)]
+        systems: Vec<SystemReport>,
+        #[serde(default)]
+        leaving: bool,
+    },
+    /// This machine is that node, and its next boot may bring a new key.
+    NodeApproved {
+        node: String,
+        mac: Mac,
+    },
+    NodeHeld {
+        node: String,
+        reason: String,
+    },
+    NodeUnheld {
+        node: String,
+    },
+}
+
+impl Event {
+    /// Whom a timeline shows this event for: a node's name, else the machine's MAC.
+    pub fn subject(&self) -> Option<String> {
+        match self {
+            Event::SiteApplied { .. } | Event::ImageUsed { .. } => None,
+            Event::MachineSeen { mac, .. } => Some(mac.to_string()),
+            Event::Answered { node, mac, .. } | Event::PhaseReached { node, mac, .. } => {
+                Some(node.clone().unwrap_or_else(|| mac.to_string()))
+            }
+            Event::CredentialMinted { node, .. }
+            | Event::DiskGranted { node, .. }
+            | Event::DiskRefused { node, .. }
+            | Event::Registered { node, .. }
+            | Event::RegisterRefused { node, .. }
+            | Event::Reported { node, .. }
+            | Event::NodeApproved { node, .. }
+            | Event::NodeHeld { node, .. }
+            | Event::NodeUnheld { node } => Some(node.clone()),
+        }
+    }
+}

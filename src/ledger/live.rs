@@ -1,0 +1,116 @@
+//! What the server knows only in memory: when it last heard of whom. After a restart all of it is
+//! unknown and counted anew, and what needs it refuses. Times are monotonic milliseconds.
+
+use super::decide::Command;
+use super::message::SESSION_DEAD_SECS;
+use super::state::State;
+use crate::site::Mac;
+use std::collections::BTreeMap;
+
+/// Events that an unauthenticated machine may cause in [`NOISE_WINDOW_MS`]; the rest is dropped,
+/// so that nobody on the network can fill the log.
+pub const NOISE_MAX: u32 = 200;
+/// The same for all machines together that are no node of the site.
+pub const NOISE_STRANGERS_MAX: u32 = 5000;
+/// Ten minutes.
+pub const NOISE_WINDOW_MS: u64 = 600_000;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// When this server started.
+    pub started_ms: u64,
+    /// By node.
+    pub heard: BTreeMap<String, Heard>,
+    noise: BTreeMap<Mac, Window>,
+    strangers: Window,
+}
+
+/// Events since a start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Window {
+    start_ms: u64,
+    count: u32,
+}
+
+impl Window {
+    fn old(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.start_ms) >= NOISE_WINDOW_MS
+    }
+
+    fn add(&mut self, events: usize, now_ms: u64) {
+        if self.count == 0 || self.old(now_ms) {
+            *self = Window { start_ms: now_ms, count: 0 };
+        }
+        self.count = self.count.saturating_add(events as u32);
+    }
+}
+
+/// The last authenticated word of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    pub generation: u64,
+    pub at_ms: u64,
+}
+
+impl Live {
+    pub fn new(started_ms: u64) -> Live {
+        Live { started_ms, ..Live::default() }
+    }
+
+    /// When the node's current session was last heard; `None`: not since this server started.
+    pub fn heard_ms(&self, state: &State, node: &str) -> Option<u64> {
+        let generation = state.nodes.get(node)?.generation;
+        self.heard.get(node).filter(|h| h.generation == generation).map(|h| h.at_ms)
+    }
+
+    /// Whether the node's session lives or may live: it is dead only after it said so, or after
+    /// [`SESSION_DEAD_SECS`] of silence during which this server listened.
+    pub fn session_lives(&self, state: &State, node: &str, now_ms: u64) -> bool {
+        match state.nodes.get(node).and_then(|n| n.session.as_ref()) {
+            None => false,
+            Some(session) if session.left => false,
+            Some(_) => {
+                let last = self.heard_ms(state, node).unwrap_or(0).max(self.started_ms);
+                now_ms.saturating_sub(last) < SESSION_DEAD_SECS * 1000
+            }
+        }
+    }
+
+    /// Whether this machine may still cause an event without proving who it is. Machines of the
+    /// site have a budget each, so that strangers cannot use it up.
+    pub fn may_speak(&self, mac: Mac, stranger: bool, now_ms: u64) -> bool {
+        let room = |w: &Window, max: u32| w.old(now_ms) || w.count < max;
+        let own = self.noise.get(&mac).is_none_or(|w| room(w, NOISE_MAX));
+        own && (!stranger || room(&self.strangers, NOISE_STRANGERS_MAX))
+    }
+
+    /// Takes note of a command that was let through, after its events were folded into `state`.
+    pub fn note(&mut self, command: &Command, state: &State, now_ms: u64) {
+        match command {
+            Command::Register { request, .. } => self.hear(state, &request.node, now_ms),
+            Command::Report { fingerprint, .. } => {
+                if let Some((node, _)) = state.by_fingerprint(fingerprint) {
+                    self.hear(state, &node.clone(), now_ms);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn hear(&mut self, state: &State, node: &str, now_ms: u64) {
+        let generation = state.node(node).generation;
+        self.heard.insert(node.to_string(), Heard { generation, at_ms: now_ms });
+    }
+
+    /// Counts events that a machine caused without proving who it is.
+    pub fn count(&mut self, mac: Mac, stranger: bool, events: usize, now_ms: u64) {
+        if events == 0 {
+            return;
+        }
+        self.noise.retain(|_, window| !window.old(now_ms));
+        self.noise.entry(mac).or_default().add(events, now_ms);
+        if stranger {
+            self.strangers.add(events, now_ms);
+        }
+    }
+}

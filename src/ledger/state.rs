@@ -1,0 +1,280 @@
+//! What the log folds to. No clock, no health: those are in [`super::live`].
+
+use super::event::{Asked, Event, UsedImage};
+use super::message::{Disk, Phase, SystemReport};
+use crate::image::id::{Digest, ImageId};
+use crate::site::{Mac, Node, Site, Uuid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+/// All that the log says. Cheap to clone: its parts are shared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Revision of the last event folded; 0: an empty ledger.
+    pub rev: u64,
+    pub site: Option<Arc<Site>>,
+    /// Tells clusters of the same name apart.
+    pub site_id: String,
+    /// By role.
+    pub images: BTreeMap<String, Arc<RoleImage>>,
+    /// By name. A node that left the site stays here: its key and its boots must not come back to life.
+    pub nodes: BTreeMap<String, Arc<NodeState>>,
+    pub machines: BTreeMap<Mac, Arc<MachineState>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleImage {
+    pub current: UsedImage,
+    /// The one before, which a rollback needs.
+    pub previous: Option<UsedImage>,
+}
+
+/// What the log says of one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeState {
+    /// Registers from a new boot id so far.
+    pub generation: u64,
+    /// Public half of the key on its state disk (or of the last volatile boot).
+    pub key: Option<String>,
+    /// The last register.
+    pub session: Option<Session>,
+    /// Boot ids that have registered: each does so for one generation only.
+    pub boots: BTreeSet<String>,
+    pub credential: Option<Credential>,
+    /// The operator approved: the next register may bring a new key.
+    pub approved: bool,
+    /// Why the node must not boot.
+    pub held: Option<String>,
+    /// The last phase that a boot reported before its register (anyone can say so).
+    pub progress: Option<Progress>,
+    pub report: Option<LastReport>,
+    /// The last disk that a boot was allowed to format.
+    pub disk: Option<GrantedDisk>,
+    /// What was last refused to whom, so that repeats are not stored.
+    pub refused: Option<String>,
+    pub alarms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    pub boot_id: String,
+    pub mac: Mac,
+    pub address: Ipv4Addr,
+    pub fingerprint: Digest,
+    pub image: ImageId,
+    pub version: String,
+    /// It said that it shuts down.
+    pub left: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    pub boot_id: String,
+    pub hash: Digest,
+    /// It is worth something only from here.
+    pub address: Ipv4Addr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    pub boot_id: String,
+    pub phase: Phase,
+    pub detail: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastReport {
+    pub phase: Phase,
+    pub detail: String,
+    pub systems: Vec<SystemReport>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantedDisk {
+    pub boot_id: String,
+    pub disk: Disk,
+}
+
+/// What the log says of one machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MachineState {
+    pub uuid: Option<Uuid>,
+    pub firmware: String,
+    /// The node that the operator said it is.
+    pub approved: Option<String>,
+    /// The last answer to each question.
+    pub answers: BTreeMap<Asked, LastAnswer>,
+    /// Phases of boots while it is no node.
+    pub progress: Option<Progress>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastAnswer {
+    /// Revision of the event: the answer's id.
+    pub rev: u64,
+    pub node: Option<String>,
+    pub address: Option<Ipv4Addr>,
+    pub facts: BTreeMap<String, String>,
+    pub rule: String,
+    pub answer: String,
+    pub image: Option<ImageId>,
+}
+
+/// Where a node's state lives, with the site's silence filled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps<'a> {
+    Volatile,
+    Disk(&'a crate::site::DiskMatch),
+}
+
+impl State {
+    /// The site's entry of a node.
+    pub fn site_node(&self, name: &str) -> Option<&Node> {
+        self.site.as_ref()?.nodes.iter().find(|n| n.name == name)
+    }
+
+    /// What the log says of a node; nothing yet is an empty state.
+    pub fn node(&self, name: &str) -> Arc<NodeState> {
+        self.nodes.get(name).cloned().unwrap_or_default()
+    }
+
+    /// The image that a role boots.
+    pub fn image_of(&self, role: &str) -> Option<&UsedImage> {
+        self.images.get(role).map(|i| &i.current)
+    }
+
+    /// Where this node's state lives; an error is the reason why it must not boot.
+    pub fn keeps<'a>(&self, node: &'a Node) -> Result<Keeps<'a>, String> {
+        use crate::site::StateDisk::{Disk, Unset, Volatile};
+        match &node.state {
+            Volatile => Ok(Keeps::Volatile),
+            Disk(disk) => Ok(Keeps::Disk(disk)),
+            Unset if self.image_of(&node.role).is_some_and(|i| i.controller) => Err(format!(
+                "role {} forms a cluster and node {} names no state disk; give it state = {{ disk = … }} or volatile = true",
+                node.role, node.name
+            )),
+            Unset => Ok(Keeps::Volatile),
+        }
+    }
+
+    /// The node whose current generation carries this certificate.
+    pub fn by_fingerprint(&self, fingerprint: &Digest) -> Option<(&String, &Arc<NodeState>)> {
+        self.nodes.iter().find(|(_, n)| n.session.as_ref().is_some_and(|s| s.fingerprint == *fingerprint))
+    }
+
+    /// Every image that must stay in the store: in use, the one before, running.
+    pub fn images_in_use(&self) -> BTreeSet<ImageId> {
+        let used = self.images.values().flat_map(|i| [Some(i.current.id), i.previous.as_ref().map(|p| p.id)]);
+        let running = self.nodes.values().map(|n| n.session.as_ref().map(|s| s.image));
+        used.chain(running).flatten().collect()
+    }
+
+    /// Folds one event. Total: an event that names what is not there makes it.
+    pub fn apply(&mut self, event: &Event) {
+        self.rev += 1;
+        match event {
+            Event::SiteApplied { site, site_id } => {
+                self.site = Some(Arc::new((**site).clone()));
+                self.site_id = site_id.clone();
+            }
+            Event::ImageUsed { role, image } => {
+                let before = self.images.get(role).map(|i| i.current.clone());
+                let kept = self.images.get(role).and_then(|i| i.previous.clone());
+                let previous = before.filter(|b| b.id != image.id).or(kept);
+                self.images.insert(role.clone(), Arc::new(RoleImage { current: image.clone(), previous }));
+            }
+            Event::MachineSeen { mac, uuid, firmware } => {
+                let machine = self.machine_mut(*mac);
+                machine.uuid = *uuid;
+                machine.firmware = firmware.clone();
+            }
+            Event::Answered { mac, node, asked, address, facts, rule, answer, image } => {
+                let rev = self.rev;
+                let last = LastAnswer {
+                    rev,
+                    node: node.clone(),
+                    address: *address,
+                    facts: facts.clone(),
+                    rule: rule.clone(),
+                    answer: answer.clone(),
+                    image: *image,
+                };
+                self.machine_mut(*mac).answers.insert(*asked, last);
+            }
+            Event::PhaseReached { mac, node, boot_id, phase, detail } => {
+                let progress = Some(Progress { boot_id: boot_id.clone(), phase: *phase, detail: detail.clone() });
+                match node {
+                    Some(node) => self.node_mut(node).progress = progress,
+                    None => self.machine_mut(*mac).progress = progress,
+                }
+            }
+            Event::NodeApproved { node, mac } => {
+                self.machine_mut(*mac).approved = Some(node.clone());
+                self.node_mut(node).approved = true;
+            }
+            _ => self.apply_to_node(event),
+        }
+    }
+
+    fn apply_to_node(&mut self, event: &Event) {
+        match event {
+            Event::CredentialMinted { node, boot_id, hash, address, .. } => {
+                self.node_mut(node).credential =
+                    Some(Credential { boot_id: boot_id.clone(), hash: *hash, address: *address });
+            }
+            Event::DiskGranted { node, boot_id, disk } => {
+                self.node_mut(node).disk = Some(GrantedDisk { boot_id: boot_id.clone(), disk: disk.clone() });
+            }
+            Event::DiskRefused { node, boot_id, disk, reason } => {
+                self.node_mut(node).refused = Some(refused_key(boot_id, &disk.name, reason));
+            }
+            Event::Registered { node, generation, boot_id, mac, address, key, fingerprint, image, version, .. } => {
+                let state = self.node_mut(node);
+                if state.boots.insert(boot_id.clone()) {
+                    (state.credential, state.approved, state.report) = (None, false, None);
+                }
+                state.generation = *generation;
+                state.key = Some(key.clone());
+                state.refused = None;
+                state.session = Some(Session {
+                    boot_id: boot_id.clone(),
+                    mac: *mac,
+                    address: *address,
+                    fingerprint: *fingerprint,
+                    image: *image,
+                    version: version.clone(),
+                    left: false,
+                });
+            }
+            Event::RegisterRefused { node, boot_id, address, reason, alarm, .. } => {
+                let state = self.node_mut(node);
+                state.refused = Some(refused_key(boot_id, &address.to_string(), reason));
+                state.alarms += u64::from(*alarm);
+            }
+            Event::Reported { node, phase, detail, systems, leaving, .. } => {
+                let state = self.node_mut(node);
+                state.report = Some(LastReport { phase: *phase, detail: detail.clone(), systems: systems.clone() });
+                if let Some(session) = &mut state.session {
+                    session.left = *leaving;
+                }
+            }
+            Event::NodeHeld { node, reason } => self.node_mut(node).held = Some(reason.clone()),
+            Event::NodeUnheld { node } => self.node_mut(node).held = None,
+            _ => {}
+        }
+    }
+
+    fn node_mut(&mut self, name: &str) -> &mut NodeState {
+        Arc::make_mut(self.nodes.entry(name.to_string()).or_default())
+    }
+
+    fn machine_mut(&mut self, mac: Mac) -> &mut MachineState {
+        Arc::make_mut(self.machines.entry(mac).or_default())
+    }
+}
+
+/// What tells one refusal from another.
+pub fn refused_key(boot_id: &str, where_from: &str, reason: &str) -> String {
+    format!("{boot_id} {where_from} {reason}")
+}

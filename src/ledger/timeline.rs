@@ -1,0 +1,108 @@
+//! Events as lines for people: `kiln events`, and a node's timeline in `kiln node show`.
+
+use super::event::{Asked, Event, Recorded};
+use super::message::{SystemReport, SystemState};
+
+/// One event in one line, without its time.
+pub fn line(event: &Event) -> String {
+    match event {
+        Event::SiteApplied { site, .. } => {
+            format!("site {} applied: {} nodes", site.cluster.name, site.nodes.len())
+        }
+        Event::ImageUsed { role, image } => format!("role {role} boots {} ({})", image.reference, image.id.short()),
+        Event::MachineSeen { mac, uuid, firmware } => {
+            let uuid = uuid.map(|u| format!(", UUID {u}")).unwrap_or_default();
+            format!("machine {mac} seen: {firmware}{uuid}")
+        }
+        Event::Answered { asked, rule, answer, address, .. } => {
+            let from = address.map(|a| format!(" from {a}")).unwrap_or_default();
+            format!("{}{from}: {answer} ({rule})", asked_word(*asked))
+        }
+        Event::PhaseReached { phase, detail, .. } => format!("phase {}{}", word(phase), after(detail)),
+        Event::CredentialMinted { address, rule, .. } => format!("credential minted to {address} ({rule})"),
+        Event::DiskGranted { disk, .. } => format!("disk {} may be formatted ({} bytes)", disk.name, disk.size),
+        Event::DiskRefused { disk, reason, .. } => format!("disk {} may not be touched: {reason}", disk.name),
+        Event::Registered { generation, address, image, by_credential, .. } => {
+            let how = if *by_credential { "by credential" } else { "by its key" };
+            format!("registered generation {generation} from {address} {how}, image {}", image.short())
+        }
+        Event::RegisterRefused { address, reason, alarm, .. } => {
+            format!("{}register from {address} refused: {reason}", if *alarm { "ALARM: " } else { "" })
+        }
+        Event::Reported { phase, detail, systems, leaving, .. } => {
+            let leaving = if *leaving { " (shutting down)" } else { "" };
+            format!("reports {}{leaving}{}{}", word(phase), after(detail), unwell(systems))
+        }
+        Event::NodeApproved { mac, node } => format!("machine {mac} approved as node {node}"),
+        Event::NodeHeld { reason, .. } => format!("held: {reason}"),
+        Event::NodeUnheld { .. } => "let go".into(),
+    }
+}
+
+/// A line with time and subject: `2026-11-22T14:00:00Z controller1 registered …`.
+pub fn full(recorded: &Recorded) -> String {
+    let subject = recorded.event.subject().unwrap_or_else(|| "-".into());
+    format!("{} {:>5} {subject} {}", utc(recorded.at_ms), recorded.rev, line(&recorded.event))
+}
+
+/// A node's timeline: what happened to it, with the time since the line before.
+pub fn of_node(events: &[Recorded]) -> Vec<String> {
+    let mut before = None;
+    let mut lines = Vec::new();
+    for recorded in events {
+        let gap = before.map_or(0, |b: u64| recorded.at_ms.saturating_sub(b));
+        before = Some(recorded.at_ms);
+        lines.push(format!("{} {:>+8.1}s {}", utc(recorded.at_ms), gap as f64 / 1000.0, line(&recorded.event)));
+    }
+    lines
+}
+
+pub(super) fn asked_word(asked: Asked) -> &'static str {
+    match asked {
+        Asked::Dhcp => "dhcp",
+        Asked::Script => "script",
+        Asked::Boot => "boot",
+    }
+}
+
+/// A phase as it is written.
+pub fn word(phase: &super::message::Phase) -> String {
+    format!("{phase:?}").to_lowercase()
+}
+
+fn after(detail: &str) -> String {
+    if detail.is_empty() { String::new() } else { format!(": {detail}") }
+}
+
+fn unwell(systems: &[SystemReport]) -> String {
+    let ill = systems.iter().filter(|s| s.state != SystemState::Healthy);
+    let words: Vec<String> =
+        ill.map(|s| format!("{} {}{}", s.name, format!("{:?}", s.state).to_lowercase(), after(&s.reason))).collect();
+    if words.is_empty() { String::new() } else { format!(" [{}]", words.join("; ")) }
+}
+
+/// Unix milliseconds as `YYYY-MM-DDTHH:MM:SSZ`.
+pub fn utc(ms: u64) -> String {
+    let (days, secs) = (ms / 86_400_000, ms / 1000 % 86_400);
+    // Days to a civil date: Howard Hinnant's algorithm, era of 400 years starting in March.
+    let z = days + 719_468;
+    let (era, doe) = (z / 146_097, z % 146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let year = yoe + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", secs / 3600, secs / 60 % 60, secs % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utc;
+
+    #[test]
+    fn times_are_written_in_utc() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(951_782_400_000), "2000-02-29T00:00:00Z");
+        assert_eq!(utc(1_795_356_245_999), "2026-11-22T14:04:05Z");
+    }
+}
