@@ -41,6 +41,19 @@ pub struct Descriptor {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl Descriptor {
+    /// What it is, for people: `layer role`, `kernel`, `config`.
+    pub fn label(&self) -> String {
+        match (self.media_type.as_str(), self.annotations.get(ANNOTATION_NAME)) {
+            (MEDIA_KERNEL, _) => "kernel".into(),
+            (MEDIA_INITRAMFS, _) => "initramfs".into(),
+            (MEDIA_CONFIG, _) => "config".into(),
+            (_, Some(name)) => format!("layer {name}"),
+            (_, None) => format!("layer {}", self.digest.short()),
+        }
+    }
+}
+
 /// The config blob: what the image is and what it was made from. Everything that its id must
 /// depend on and that its layers do not show stands here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

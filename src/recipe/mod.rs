@@ -4,8 +4,12 @@
 
 pub mod file;
 pub mod lock;
+mod merge;
+pub mod name;
 pub mod problem;
+pub mod reader;
 pub mod system;
+mod system_file;
 
 use std::collections::BTreeMap;
 pub use system::System;

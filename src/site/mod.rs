@@ -2,7 +2,10 @@
 //! [`file`] into [`Site`]; [`view`] is what a node's templates and scripts see of it.
 
 pub mod address;
+pub mod check;
 pub mod file;
+pub mod sample;
+pub mod secrets;
 pub mod view;
 
 pub use address::{Mac, Subnet, Uuid};

@@ -6,12 +6,15 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+/// How the temporary files of [`write_atomic`] begin.
+pub const TMP_PREFIX: &str = ".kiln-tmp-";
+
 /// Writes `bytes` to a temporary file beside `path`, syncs it and renames it over `path`.
 /// `mode` is set before the first byte is written, so a secret is never readable by others.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut tmp = tempfile::Builder::new()
-        .prefix(".kiln-tmp-")
+        .prefix(TMP_PREFIX)
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))
         .tempfile_in(dir)
         .with_context(|| format!("creating a temporary file in {}", dir.display()))?;
@@ -44,15 +47,28 @@ pub struct Lock {
     _file: nix::fcntl::Flock<File>,
 }
 
-/// Waits for the exclusive lock on `path`, creating the file if needed.
-pub fn lock(path: &Path) -> Result<Lock> {
-    let file = OpenOptions::new()
+fn open_lock(path: &Path) -> Result<File> {
+    OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
         .mode(0o600)
         .open(path)
-        .with_context(|| format!("opening lock {}", path.display()))?;
+        .with_context(|| format!("opening lock {}", path.display()))
+}
+
+/// The exclusive lock on `path` if nobody holds it, creating the file if needed.
+pub fn try_lock(path: &Path) -> Result<Option<Lock>> {
+    match nix::fcntl::Flock::lock(open_lock(path)?, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+        Ok(file) => Ok(Some(Lock { _file: file })),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, e)) => Err(e).with_context(|| format!("locking {}", path.display())),
+    }
+}
+
+/// Waits for the exclusive lock on `path`, creating the file if needed.
+pub fn lock(path: &Path) -> Result<Lock> {
+    let file = open_lock(path)?;
     let file = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
         .map_err(|(_, e)| e)
         .with_context(|| format!("locking {}", path.display()))?;

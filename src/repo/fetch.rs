@@ -1,0 +1,111 @@
+//! The package cache: `<cache>/packages/sha256/<hex>`, filled through apt's own download methods.
+//! Nothing enters it without having the digest that the lock states.
+
+use super::apt::Apt;
+use super::hex;
+use crate::recipe::lock::LockedPackage;
+use crate::sys::files;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Arguments of one apt-helper call stay well below the kernel's limit.
+const BATCH_MAX_PACKAGES: usize = 400;
+
+/// Where a package with this digest lies in the cache.
+pub fn place(cache: &Path, sha256: &str) -> PathBuf {
+    cache.join("packages/sha256").join(sha256)
+}
+
+/// The packages whose bytes the cache lacks.
+pub fn missing<'a>(packages: &[&'a LockedPackage], cache: &Path) -> Vec<&'a LockedPackage> {
+    packages.iter().filter(|p| !place(cache, &p.sha256).exists()).copied().collect()
+}
+
+/// Reads every package again and removes those whose bytes have changed since they came.
+pub fn scrub(packages: &[&LockedPackage], cache: &Path) -> Result<()> {
+    let check = |p: &LockedPackage| -> Result<()> {
+        let file = place(cache, &p.sha256);
+        if file.exists() && hex(&files::hash_file(&file)?) != p.sha256 {
+            fs::remove_file(&file).with_context(|| format!("removing the damaged {}", file.display()))?;
+        }
+        Ok(())
+    };
+    parallel(packages, |p| check(p))
+}
+
+/// Fetches what is missing: from each of the repository's places in turn, one batch a place.
+/// `apt` is only asked for when something is missing.
+pub fn fetch(
+    packages: &[&LockedPackage],
+    bases: &BTreeMap<String, Vec<String>>,
+    cache: &Path,
+    apt: &Apt,
+) -> Result<()> {
+    let target = cache.join("packages/sha256");
+    fs::create_dir_all(&target).with_context(|| format!("creating {}", target.display()))?;
+    let scratch = tempfile::Builder::new().prefix(".fetch-").tempdir_in(cache.join("packages"))?;
+    let rounds = bases.values().map(Vec::len).max().unwrap_or(0);
+    let mut refused = Vec::new();
+    for round in 0..rounds {
+        let wanted = missing(packages, cache);
+        for batch in wanted.chunks(BATCH_MAX_PACKAGES) {
+            let files: Vec<(String, PathBuf, &LockedPackage)> = batch
+                .iter()
+                .filter_map(|p| {
+                    let base = bases.get(&p.repository)?.get(round)?;
+                    Some((format!("{base}/{}", p.path), scratch.path().join(&p.sha256), *p))
+                })
+                .collect();
+            apt.download(files.iter().map(|(uri, to, p)| (uri.as_str(), to.as_path(), p.sha256.as_str())))?;
+            let taken = |(_, file, p): &&(String, PathBuf, &LockedPackage)| take(file, p, cache);
+            for one in &files {
+                if let Err(error) = taken(&one) {
+                    refused.push(format!("{error:#}"));
+                }
+            }
+        }
+    }
+    let still = missing(packages, cache);
+    if still.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = still.iter().map(|p| format!("{} {}", p.name, p.version)).collect();
+    anyhow::bail!(
+        "{} locked package(s) can be had neither from the cache nor from a mirror: {}; \
+         `kiln lock --update` locks what the repositories carry now{}",
+        names.len(),
+        names.join(", "),
+        if refused.is_empty() { String::new() } else { format!("\n{}", refused.join("\n")) }
+    )
+}
+
+/// Moves a downloaded file into the cache if it is what the lock says.
+fn take(file: &Path, package: &LockedPackage, cache: &Path) -> Result<()> {
+    if !file.exists() {
+        return Ok(());
+    }
+    let found = hex(&files::hash_file(file)?);
+    if found != package.sha256 {
+        anyhow::bail!("package {}: fetched bytes have sha256 {found}, the lock says {}", package.name, package.sha256);
+    }
+    let place = place(cache, &package.sha256);
+    fs::rename(file, &place).with_context(|| format!("moving a package to {}", place.display()))
+}
+
+/// Runs `work` over `items` on a few threads; the first error wins.
+pub fn parallel<T: Sync, F: Fn(&T) -> Result<()> + Sync>(items: &[T], work: F) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).min(8);
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let run = || -> Result<()> {
+            while let Some(item) = items.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                work(item)?;
+            }
+            Ok(())
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a worker panicked"))))
+    })
+}
