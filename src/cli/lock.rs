@@ -7,14 +7,13 @@ use crate::recipe::lock::{Lock, LockedRecipe};
 use crate::repo::{apt, changes};
 use crate::sys::files;
 use anyhow::{Context, Result};
-use std::path::PathBuf;
 
 /// Pins every package of a recipe in `<role>.lock` beside it.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// `release/role`, or a recipe's file.
     #[arg(required = true, value_name = "RECIPE")]
-    recipes: Vec<String>,
+    names: Vec<String>,
     /// Locks what the repositories carry now, and says what that changes.
     #[arg(long, conflicts_with = "check")]
     update: bool,
@@ -24,21 +23,20 @@ pub struct Arguments {
     /// Takes a repository's packages from there instead.
     #[arg(long, value_name = "ID=URL")]
     mirror: Vec<String>,
-    /// The folder of the recipes.
-    #[arg(long = "recipes", value_name = "DIR")]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    recipes: recipes::RecipesArgs,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    for name in &arguments.recipes {
-        one(arguments, &recipes::find(name, arguments.dir.as_deref())?)?;
+    for name in &arguments.names {
+        one(arguments, &recipes::resolve(name, &arguments.recipes)?)?;
     }
     Ok(())
 }
 
-fn one(arguments: &Arguments, named: &recipes::Named) -> Result<()> {
+fn one(arguments: &Arguments, named: &recipes::Chosen) -> Result<()> {
     let recipe = named.recipe()?;
-    let file = named.lock_file();
+    let file = &named.lock;
     let shown = file.display();
     let old = if arguments.update { named.lock().ok().flatten() } else { named.lock()? };
     let answers = |lock: &Lock| LockedRecipe::new(recipe.clone(), lock.clone());
@@ -70,7 +68,7 @@ fn one(arguments: &Arguments, named: &recipes::Named) -> Result<()> {
             _ => Err(exit::error(Exit::Check, format!("{shown}: the repositories carry something else now"))),
         };
     }
-    files::write_atomic(&file, new.to_text().as_bytes(), 0o644)?;
+    files::write_atomic(file, new.to_text().as_bytes(), 0o644)?;
     let bytes: u64 = new.packages.iter().map(|p| p.size).sum();
     println!("{shown}: {} packages, {} MiB", new.packages.len(), bytes >> 20);
     Ok(())

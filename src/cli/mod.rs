@@ -1,9 +1,11 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
 pub mod exit;
+pub mod init;
 pub mod lock;
 pub mod places;
 pub mod recipes;
+pub mod secrets;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -18,12 +20,14 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    Init(init::Args),
     Lock(lock::Arguments),
 }
 
 /// Runs the verb.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
+        Verb::Init(args) => init::run(args),
         Verb::Lock(arguments) => lock::run(&arguments),
     }
 }

@@ -30,14 +30,16 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// A manifest, an index or an envelope (registries refuse larger manifests).
+/// A manifest (registries refuse larger ones).
 pub const MANIFEST_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// A config: it lists every package.
 pub const CONFIG_MAX_BYTES: u64 = 16 * 1024 * 1024;
+/// An envelope holds a manifest in base64.
+pub const ENVELOPE_MAX_BYTES: u64 = 2 * MANIFEST_MAX_BYTES;
 /// `index.json` of a store with very many images.
 const INDEX_MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// Content of `oci-layout`.
-const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(super) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// Nested indexes of other tools are followed this deep by `gc`.
 const INDEX_DEPTH_MAX: usize = 8;
 
@@ -74,6 +76,8 @@ pub struct GcReport {
 /// One writer's unfinished work; see the file's head.
 struct Session {
     dir: PathBuf,
+    /// Blobs that were not in the store before it put them there.
+    fresh: BTreeSet<Digest>,
     _lock: files::Lock,
 }
 
@@ -134,7 +138,7 @@ impl Store {
             .prefix("tmp-")
             .tempfile_in(&dir)
             .with_context(|| format!("creating a temporary file in {}", dir.display()))?;
-        Ok(BlobWriter { store: self, tmp, hasher: sha2::Sha256::new(), written: 0 })
+        Ok(BlobWriter { store: self, tmp, hasher: sha2::Sha256::new(), written: 0, failed: false })
     }
 
     /// Copies a file in. A digest other than `expect` is an error and leaves nothing.
@@ -332,6 +336,23 @@ impl Store {
 
     // Removing.
 
+    /// Ends this handle's session: blobs that it brought in go if no image took them and nobody else
+    /// claims them. After an import that failed, the store is as it was.
+    pub fn settle(&self) -> Result<()> {
+        let lock = self.lock()?;
+        let Some(session) = self.session_guard().take() else { return Ok(()) };
+        let fresh = session.fresh.clone();
+        drop(session); // its claims and temporary files
+        let (claimed, _) = self.sessions()?;
+        let live = self.live(&self.index()?, claimed)?;
+        for digest in fresh.difference(&live) {
+            let path = self.blob_path(digest);
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+        drop(lock);
+        Ok(())
+    }
+
     /// Removes untagged images that are not in `keep`, and blobs that nothing refers to and no live
     /// writer claims. Killed half way it leaves only more to remove.
     pub fn gc(&self, keep: &[ImageId], dry_run: bool) -> Result<GcReport> {
@@ -346,11 +367,7 @@ impl Store {
             .collect();
         index.remove(&doomed);
         index.remove_orphaned_signatures();
-        let mut live = claimed;
-        for row in index.rows() {
-            self.mark(&row.digest, &mut live, INDEX_DEPTH_MAX)
-                .with_context(|| format!("reading what {} refers to; nothing was removed", row.digest))?;
-        }
+        let live = self.live(&index, claimed)?;
         let mut report =
             GcReport { images: doomed.into_iter().collect(), dead_writers: dead.len(), ..GcReport::default() };
         for entry in fs::read_dir(self.root.join("blobs/sha256")).context("listing blobs")? {
@@ -409,6 +426,16 @@ impl Store {
         Ok((claimed, dead))
     }
 
+    /// What an index refers to, and what is `claimed`.
+    fn live(&self, index: &Index, claimed: BTreeSet<Digest>) -> Result<BTreeSet<Digest>> {
+        let mut live = claimed;
+        for row in index.rows() {
+            self.mark(&row.digest, &mut live, INDEX_DEPTH_MAX)
+                .with_context(|| format!("reading what {} refers to; nothing was removed", row.digest))?;
+        }
+        Ok(live)
+    }
+
     /// Adds a manifest or index and all that it refers to. `digest` may be another tool's.
     fn mark(&self, digest: &str, live: &mut BTreeSet<Digest>, depth: usize) -> Result<()> {
         if depth == 0 {
@@ -442,17 +469,25 @@ impl Store {
         files::lock(&self.root.join(".kiln/lock"))
     }
 
+    fn session_guard(&self) -> std::sync::MutexGuard<'_, Option<Session>> {
+        self.session.lock().unwrap_or_else(|e| e.into_inner()) // no code panics while it holds this
+    }
+
     /// The folder of this handle's session, made when first needed.
     fn session_dir(&self) -> Result<PathBuf> {
-        let mut session = self.session.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(session) = session.as_ref() {
-            return Ok(session.dir.clone());
+        let made = |session: &Option<Session>| session.as_ref().map(|s| s.dir.clone());
+        if let Some(dir) = made(&self.session_guard()) {
+            return Ok(dir);
         }
         let _lock = self.lock()?;
+        let mut session = self.session_guard(); // always after the lock, so that no two threads wait crosswise
+        if let Some(dir) = made(&session) {
+            return Ok(dir);
+        }
         let dir = self.root.join(".kiln/sessions").join(format!("{}-{}", std::process::id(), random_name()?));
         fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
         let lock = files::lock(&dir.join("lock"))?;
-        *session = Some(Session { dir: dir.clone(), _lock: lock });
+        *session = Some(Session { dir: dir.clone(), fresh: BTreeSet::new(), _lock: lock });
         Ok(dir)
     }
 
@@ -468,7 +503,12 @@ impl Store {
         claim_in(&dir, digest)?;
         // Over one that is there: these bytes were just checked, those may have rotted.
         let to = self.blob_path(digest);
-        fs::rename(tmp, &to).with_context(|| format!("renaming to {}", to.display()))
+        let fresh = !to.exists();
+        fs::rename(tmp, &to).with_context(|| format!("renaming to {}", to.display()))?;
+        if let Some(session) = self.session_guard().as_mut().filter(|_| fresh) {
+            session.fresh.insert(*digest);
+        }
+        Ok(())
     }
 
     /// Runs `change` on the index under the lock and writes the result, all blobs synced before.
@@ -498,7 +538,7 @@ impl Store {
     }
 
     /// Tools older than OCI 1.1 drop `artifactType` from the rows when they rewrite an index.
-    fn artifact_type(&self, row: &Row) -> Option<String> {
+    pub(super) fn artifact_type(&self, row: &Row) -> Option<String> {
         if row.media_type != MEDIA_MANIFEST {
             return None;
         }
@@ -519,11 +559,15 @@ impl Store {
 
     fn signature_of(&self, id: &ImageId) -> Result<(Envelope, Vec<u8>)> {
         let digest = self.index()?.signature(id).ok_or_else(|| anyhow!("image {id} has no signature in the store"))?;
-        let manifest = self.read_blob(&digest, MANIFEST_MAX_BYTES)?;
+        Ok((self.envelope_of(&digest, id)?, self.read_blob(&digest, MANIFEST_MAX_BYTES)?))
+    }
+
+    /// The envelope that the signature manifest `signature` carries for image `id`; both may not be committed yet.
+    pub(super) fn envelope_of(&self, signature: &Digest, id: &ImageId) -> Result<Envelope> {
+        let manifest = self.read_blob(signature, MANIFEST_MAX_BYTES)?;
         let parsed = SignatureManifest::parse(&manifest, id).map_err(|e| anyhow!(e))?;
-        let bytes = self.read_blob(&parsed.envelope().digest, 2 * MANIFEST_MAX_BYTES)?;
-        let envelope = serde_json::from_slice(&bytes).with_context(|| format!("parsing the signature of {id}"))?;
-        Ok((envelope, manifest))
+        let bytes = self.read_blob(&parsed.envelope().digest, ENVELOPE_MAX_BYTES)?;
+        serde_json::from_slice(&bytes).with_context(|| format!("parsing the signature of image {id}"))
     }
 
     fn check_blob(&self, digest: &Digest, size: u64) -> Result<()> {
@@ -541,9 +585,15 @@ pub struct BlobWriter<'a> {
     tmp: tempfile::NamedTempFile,
     hasher: sha2::Sha256,
     written: u64,
+    failed: bool,
 }
 
 impl BlobWriter<'_> {
+    /// Whether a write failed: the disk's fault, not that of where the bytes come from.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
     /// Bytes so far.
     pub fn written(&self) -> u64 {
         self.written
@@ -560,7 +610,7 @@ impl BlobWriter<'_> {
 
 impl Write for BlobWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.tmp.write(bytes)?;
+        let n = self.tmp.write(bytes).inspect_err(|_| self.failed = true)?;
         self.hasher.update(&bytes[..n]);
         self.written += n as u64;
         Ok(n)
@@ -582,7 +632,7 @@ fn random_name() -> Result<String> {
     Ok(super::id::hex(&bytes))
 }
 
-fn check_layout(bytes: &[u8]) -> Result<()> {
+pub(super) fn check_layout(bytes: &[u8]) -> Result<()> {
     let layout: serde_json::Value = serde_json::from_slice(bytes)?;
     match layout["imageLayoutVersion"].as_str() {
         Some("1.0.0") => Ok(()),

@@ -1,1 +1,2 @@
-//! (in work)
+//! kiln-node in the role: register, render, start systems in order, report.
+pub mod node;

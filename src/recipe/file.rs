@@ -304,3 +304,6 @@ fn read_compression(table: &Table<'_>) -> Option<At<Compression>> {
 pub(super) fn values<T>(list: Vec<At<T>>) -> Vec<T> {
     list.into_iter().map(|at| at.value).collect()
 }
+
+#[cfg(test)]
+mod tests;

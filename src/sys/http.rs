@@ -331,6 +331,19 @@ impl Response {
     }
 }
 
+/// The URL that a `Location` means, seen from `base`.
+pub fn join(base: &str, location: &str) -> Result<String> {
+    Ok(Target::parse(base, None)?.join(location)?.url())
+}
+
+/// Whether two URLs lead to the same server: scheme, host and port.
+pub fn same_origin(a: &str, b: &str) -> bool {
+    match (Target::parse(a, None), Target::parse(b, None)) {
+        (Ok(a), Ok(b)) => (a.tls, a.host, a.port) == (b.tls, b.host, b.port),
+        _ => false,
+    }
+}
+
 /// Trust in the system's CA bundle, read once a process.
 pub fn system_tls() -> Result<Arc<rustls::ClientConfig>> {
     static SYSTEM: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();

@@ -2,5 +2,10 @@
 
 pub mod clock;
 pub mod command;
+pub mod console;
 pub mod files;
 pub mod http;
+pub mod json;
+pub mod netdev;
+pub mod tls;
+pub mod udp;

@@ -1,0 +1,403 @@
+//! The state disk: finds it, looks at what is on it, makes it where the server allows, mounts it.
+//! Opens for writing only the one disk that was chosen and granted, and its partition.
+
+use super::Held;
+use super::disk_choice::{self as choice, PARTITION, PARTITION_UNFINISHED, PROBE_BYTES, Sight, Stamp};
+use super::mount;
+use crate::ledger::message::{BootGo, Disk, DiskAnswer};
+use crate::site::DiskMatch;
+use crate::sys::{command, files};
+use anyhow::{Context, Result, bail};
+use gpt::disk::LogicalBlockSize;
+use nix::mount::MsFlags;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// The stamp's place on the state disk.
+const STAMP_FILE: &str = "kiln/stamp.json";
+const STAMP_MAX_BYTES: u64 = 64 * 1024;
+/// For slow controllers and spinning disks to show up.
+const DISK_WAIT: Duration = Duration::from_secs(30);
+/// For the kernel to show a partition that was just written.
+const PARTITION_WAIT: Duration = Duration::from_secs(10);
+/// mke2fs initialises lazily: even huge disks take seconds.
+const MAKE_TIMEOUT: Duration = Duration::from_secs(600);
+/// A repair reads all metadata.
+const REPAIR_TIMEOUT: Duration = Duration::from_secs(3600);
+const POLL: Duration = Duration::from_millis(200);
+/// Partitions start and end on multiples of it.
+const ALIGNMENT_BYTES: u64 = 1 << 20;
+
+/// Every disk of the machine, by name. Not: memory, optical and floppy drives, volumes on disks.
+pub fn list() -> Result<Vec<Disk>> {
+    const SKIP: [&str; 10] = ["loop", "ram", "zram", "sr", "fd", "dm-", "md", "nbd", "mtdblock", "drbd"];
+    let mut disks = Vec::new();
+    for entry in fs::read_dir("/sys/block").context("listing /sys/block")?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let dir = entry.path();
+        let size = text(&dir.join("size")).and_then(|t| t.parse::<u64>().ok()).unwrap_or(0) * 512;
+        if size == 0 || SKIP.iter().any(|s| name.starts_with(s)) {
+            continue;
+        }
+        let serial = text(&dir.join("serial"))
+            .or_else(|| text(&dir.join("device/serial")))
+            .or_else(|| vpd_serial(&dir.join("device/vpd_pg80")));
+        let wwn = text(&dir.join("wwid")).or_else(|| text(&dir.join("device/wwid")));
+        disks.push(Disk { name, serial, wwn, size });
+    }
+    disks.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(disks)
+}
+
+/// A file's trimmed text; `None` when absent or empty.
+fn text(path: &Path) -> Option<String> {
+    let text = fs::read(path).ok()?;
+    let text = String::from_utf8_lossy(&text).trim_matches(|c: char| c.is_whitespace() || c == '\0').to_string();
+    (!text.is_empty()).then_some(text)
+}
+
+/// SCSI's unit serial number page (SPC-4, 7.8.15): four bytes of head, then text.
+fn vpd_serial(path: &Path) -> Option<String> {
+    let page = fs::read(path).ok()?;
+    let text = String::from_utf8_lossy(page.get(4..)?).trim_matches(|c: char| c.is_whitespace() || c == '\0').to_string();
+    (!text.is_empty()).then_some(text)
+}
+
+/// Mounts this node's state disk at `target`. A blank disk is made first, when `ask` (told what
+/// was found) says so. What must not go on is [`Held`]; nothing was written then.
+pub fn attach(
+    go: &BootGo,
+    want: &DiskMatch,
+    target: &Path,
+    modules: &mut dyn FnMut(),
+    ask: &mut dyn FnMut(&Disk, &str) -> Result<DiskAnswer>,
+    say: &mut dyn FnMut(&str),
+) -> Result<()> {
+    let disk = find(want, modules)?;
+    let device = Path::new("/dev").join(&disk.name);
+    let sector = sector_size(&disk.name);
+    match look(&device, sector)? {
+        Sight::Other(found) => {
+            return Err(Held::new(format!("state disk {} holds {found}; it is left as it is", disk.name)).into());
+        }
+        Sight::State => {}
+        Sight::Unfinished if finish(&disk, &device, sector, go)? => say("finished making the state disk"),
+        sight => {
+            let answer = ask(&disk, "blank")?;
+            if !answer.format {
+                return Err(Held::new(format!("state disk {} may not be made: {}", disk.name, answer.reason)).into());
+            }
+            say(&format!("making the state disk on {} ({sight:?}, {})", disk.name, answer.reason));
+            make(&disk, &device, sector, go, &sight)?;
+        }
+    }
+    let partition = wait_partition(&disk.name)?;
+    mount_state(&partition, target)?;
+    let stamp = read_stamp(target)?;
+    let Some(stamp) = stamp else {
+        mount::unmount_below(target);
+        return Err(Held::new(format!("state disk {} has no stamp that tells whose it is", disk.name)).into());
+    };
+    if let Err(reason) = choice::judge_stamp(&stamp, go) {
+        mount::unmount_below(target);
+        return Err(Held::new(format!("state disk {}: {reason}", disk.name)).into());
+    }
+    say(&format!("state of {} from {}", stamp.node, partition.display()));
+    Ok(())
+}
+
+fn find(want: &DiskMatch, modules: &mut dyn FnMut()) -> Result<Disk> {
+    let deadline = Instant::now() + DISK_WAIT;
+    loop {
+        modules();
+        let disks = list()?;
+        match choice::choose(&disks, want) {
+            Ok(disk) => return Ok(disk.clone()),
+            Err(reason) if Instant::now() > deadline => return Err(Held::new(reason).into()),
+            Err(_) => std::thread::sleep(POLL),
+        }
+    }
+}
+
+fn sector_size(name: &str) -> LogicalBlockSize {
+    let size = text(Path::new(&format!("/sys/block/{name}/queue/logical_block_size")));
+    if size.as_deref() == Some("4096") { LogicalBlockSize::Lb4096 } else { LogicalBlockSize::Lb512 }
+}
+
+/// What lies on a disk (or an image file of one). Reads only.
+pub fn look(device: &Path, sector: LogicalBlockSize) -> Result<Sight> {
+    let reading = || format!("reading {}", device.display());
+    let mut file = File::open(device).with_context(reading)?;
+    let size = file.seek(SeekFrom::End(0)).with_context(reading)?;
+    let length = (PROBE_BYTES as u64).min(size) as usize;
+    let mut region = |at: u64| -> Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        file.seek(SeekFrom::Start(at))?;
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
+    };
+    let head = region(0).with_context(reading)?;
+    let tail = region(size - length as u64).with_context(reading)?;
+    // A table that the other sector size explains is somebody's too: opening it here fails, and
+    // the signature in `head` names it.
+    let names = gpt::GptConfig::new().logical_block_size(sector).open(device).ok().map(|table| {
+        table.partitions().values().filter(|p| p.is_used()).map(|p| p.name.clone()).collect::<Vec<_>>()
+    });
+    Ok(choice::sight(&head, &tail, names.as_deref()))
+}
+
+/// Writes a GPT with one partition over the whole disk and syncs it.
+pub fn write_table(device: &Path, sector: LogicalBlockSize, name: &str) -> Result<()> {
+    let writing = || format!("writing a partition table to {}", device.display());
+    let mut file = OpenOptions::new().read(true).write(true).open(device).with_context(writing)?;
+    let size = file.seek(SeekFrom::End(0)).with_context(writing)?;
+    let blocks = size / sector.as_u64();
+    let covered = u32::try_from(blocks - 1).unwrap_or(u32::MAX);
+    gpt::mbr::ProtectiveMBR::with_lb_size(covered).overwrite_lba0(&mut file).with_context(writing)?;
+    let mut table = gpt::GptConfig::new()
+        .writable(true)
+        .logical_block_size(sector)
+        .create_from_device(file, None)
+        .with_context(writing)?;
+    let align = ALIGNMENT_BYTES / sector.as_u64();
+    let end = (table.header().last_usable + 1) / align * align;
+    let length = end.checked_sub(align).filter(|l| *l > 0).context("disk is too small for a partition")?;
+    table
+        .add_partition_at(name, 1, align, length, gpt::partition_types::LINUX_FS, 0)
+        .with_context(writing)?;
+    table.write().with_context(writing)?.sync_all().with_context(writing)
+}
+
+/// Gives the one partition another name, in both copies of the table, and syncs.
+pub fn rename_partition(device: &Path, sector: LogicalBlockSize, name: &str) -> Result<()> {
+    let renaming = || format!("renaming the partition of {}", device.display());
+    let file = OpenOptions::new().read(true).write(true).open(device).with_context(renaming)?;
+    let mut table = gpt::GptConfig::new()
+        .writable(true)
+        .logical_block_size(sector)
+        .open_from_device(file)
+        .with_context(renaming)?;
+    let mut partitions = table.take_partitions();
+    partitions.retain(|_, p| p.is_used());
+    match partitions.get_mut(&1) {
+        Some(partition) => partition.name = name.into(),
+        None => bail!("{} has no partition 1", device.display()),
+    }
+    table.update_partitions(partitions).with_context(renaming)?;
+    table.write().with_context(renaming)?.sync_all().with_context(renaming)
+}
+
+/// Table, file system, stamp, and only then the name that says "finished". Cut off at any point,
+/// the disk is blank or unfinished.
+fn make(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo, seen: &Sight) -> Result<()> {
+    {
+        // Exclusive: refused while anything on the disk is mounted or part of a volume.
+        let _alone = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_EXCL)
+            .open(device)
+            .with_context(|| format!("opening {} alone", device.display()))?;
+        if look(device, sector)? != *seen {
+            bail!("{} changed while the server was asked", device.display());
+        }
+        write_table(device, sector, PARTITION_UNFINISHED)?;
+    }
+    reread_table(device)?;
+    let partition = wait_partition(&disk.name)?;
+    make_file_system(&partition)?;
+    let target = Path::new(mount::RUN).join("state-new");
+    mount_state(&partition, &target)?;
+    let stamped = stamp(&target, go);
+    mount::unmount_below(&target);
+    stamped?;
+    rename_partition(device, sector, PARTITION)?;
+    reread_table(device)
+}
+
+/// An unfinished disk that carries this node's stamp already lacks only its name. Another's stamp
+/// holds the node; no stamp: it may be made again.
+fn finish(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo) -> Result<bool> {
+    let target = Path::new(mount::RUN).join("state-new");
+    let Ok(partition) = wait_partition(&disk.name) else { return Ok(false) };
+    if mount::mount_at(&partition.display().to_string(), &target, "ext4", MsFlags::MS_RDONLY, "noload").is_err() {
+        return Ok(false);
+    }
+    let stamp = read_stamp(&target);
+    mount::unmount_below(&target);
+    match stamp {
+        Ok(Some(stamp)) => choice::judge_stamp(&stamp, go).map_err(|r| Held::new(format!("state disk {}: {r}", disk.name)))?,
+        _ => return Ok(false),
+    }
+    rename_partition(device, sector, PARTITION)?;
+    reread_table(device)?;
+    Ok(true)
+}
+
+fn stamp(target: &Path, go: &BootGo) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let dir = target.join("kiln");
+    fs::DirBuilder::new().mode(0o700).recursive(true).create(&dir)?;
+    let json = serde_json::to_vec_pretty(&Stamp::of(go))?;
+    files::write_atomic(&target.join(STAMP_FILE), &json, 0o600)?;
+    files::sync_dir(target)
+}
+
+fn read_stamp(target: &Path) -> Result<Option<Stamp>> {
+    let path = target.join(STAMP_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = files::read_bounded(&path, STAMP_MAX_BYTES)?;
+    Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))?))
+}
+
+fn mount_state(partition: &Path, target: &Path) -> Result<()> {
+    let source = partition.display().to_string();
+    let mount = || mount::mount_at(&source, target, "ext4", MsFlags::MS_NODEV, "errors=remount-ro");
+    let Err(first) = mount() else { return Ok(()) };
+    // The journal could not bring it back: repair what is safe to repair, then once more.
+    let output = in_role("/sbin/e2fsck", &["-p", &source], REPAIR_TIMEOUT)?;
+    match output.status.code() {
+        Some(0 | 1) => mount(),
+        _ => Err(first.context(format!("repairing {source}: {}", output.text().trim()))),
+    }
+}
+
+fn make_file_system(partition: &Path) -> Result<()> {
+    let source = partition.display().to_string();
+    let output = in_role("/sbin/mke2fs", &["-q", "-F", "-t", "ext4", "-L", "kiln-state", &source], MAKE_TIMEOUT)?;
+    if !output.status.success() || output.timed_out {
+        bail!("making an ext4 on {source}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Runs a program of the role's image, which is mounted but not yet the root.
+fn in_role(program: &str, arguments: &[&str], timeout: Duration) -> Result<command::Output> {
+    let root = Path::new(mount::NEWROOT);
+    let binds = ["dev", "proc", "sys"];
+    for name in binds {
+        fs::create_dir_all(root.join(name))?;
+        mount::bind(&Path::new("/").join(name), &root.join(name))?;
+    }
+    let mut line = Command::new(program);
+    line.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
+    // SAFETY: chroot and chdir are async-signal-safe.
+    unsafe {
+        line.pre_exec(|| {
+            nix::unistd::chroot(mount::NEWROOT)?;
+            nix::unistd::chdir("/")?;
+            Ok(())
+        });
+    }
+    let output = command::run(&mut line, b"", timeout);
+    for name in binds {
+        mount::unmount_below(&root.join(name));
+    }
+    output.with_context(|| format!("running the image's {program}"))
+}
+
+/// linux/fs.h: `_IO(0x12, 95)`.
+const BLKRRPART: libc::c_ulong = 0x125f;
+
+fn reread_table(device: &Path) -> Result<()> {
+    let file = File::open(device)?;
+    let deadline = Instant::now() + PARTITION_WAIT;
+    loop {
+        // SAFETY: BLKRRPART takes no argument.
+        match nix::errno::Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), BLKRRPART as _) }) {
+            Ok(_) => return Ok(()),
+            // The kernel may still be looking at the disk itself.
+            Err(nix::errno::Errno::EBUSY) if Instant::now() < deadline => std::thread::sleep(POLL),
+            Err(e) => return Err(e).with_context(|| format!("re-reading the partition table of {}", device.display())),
+        }
+    }
+}
+
+/// The device of the disk's first partition, once the kernel shows it.
+fn wait_partition(disk: &str) -> Result<PathBuf> {
+    let deadline = Instant::now() + PARTITION_WAIT;
+    loop {
+        let entries = fs::read_dir(format!("/sys/block/{disk}")).with_context(|| format!("looking for partitions of {disk}"))?;
+        for entry in entries.flatten() {
+            let device = Path::new("/dev").join(entry.file_name());
+            if text(&entry.path().join("partition")).as_deref() == Some("1") && device.exists() {
+                return Ok(device);
+            }
+        }
+        if Instant::now() > deadline {
+            bail!("the kernel shows no partition of {disk}");
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha2::Digest;
+    use std::io::Write;
+
+    fn image(bytes: u64) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_made_disk_is_blank_then_unfinished_then_a_state_disk() {
+        for (sector, bytes) in [(LogicalBlockSize::Lb512, 64 << 20), (LogicalBlockSize::Lb4096, 65 << 20)] {
+            let disk = image(bytes);
+            assert_eq!(look(disk.path(), sector).unwrap(), Sight::Blank);
+            write_table(disk.path(), sector, PARTITION_UNFINISHED).unwrap();
+            assert_eq!(look(disk.path(), sector).unwrap(), Sight::Unfinished);
+            rename_partition(disk.path(), sector, PARTITION).unwrap();
+            assert_eq!(look(disk.path(), sector).unwrap(), Sight::State);
+            // The table survives the loss of its first copy.
+            let mut file = OpenOptions::new().write(true).open(disk.path()).unwrap();
+            file.write_all(&vec![0; 64 * 1024]).unwrap();
+            assert_eq!(look(disk.path(), sector).unwrap(), Sight::State);
+            // And without either copy it is nobody's, but not blank: a file system may be there.
+            file.seek(SeekFrom::Start(1080)).unwrap();
+            file.write_all(&[0x53, 0xef]).unwrap();
+            file.seek(SeekFrom::End(-(64 * 1024))).unwrap();
+            file.write_all(&vec![0; 64 * 1024]).unwrap();
+            assert!(matches!(look(disk.path(), sector).unwrap(), Sight::Other(_)));
+        }
+    }
+
+    #[test]
+    fn other_tools_read_the_table_that_is_written() {
+        let disk = image(100 << 20);
+        write_table(disk.path(), LogicalBlockSize::Lb512, PARTITION).unwrap();
+        let second = Duration::from_secs(20);
+        let Ok(verdict) = command::run(Command::new("sfdisk").arg("-V").arg(disk.path()), b"", second) else {
+            eprintln!("skipped: no sfdisk here");
+            return;
+        };
+        let text = verdict.text() + &String::from_utf8_lossy(&verdict.stderr);
+        assert!(verdict.status.success() && text.contains("No errors detected"), "{text}");
+        let dump = command::run_ok(Command::new("sfdisk").arg("-d").arg(disk.path()), b"", second).unwrap().text();
+        assert!(dump.contains("start=        2048") && dump.contains("name=\"kiln-state\""), "{dump}");
+    }
+
+    #[test]
+    fn looking_writes_nothing() {
+        let disk = image(8 << 20);
+        disk.as_file().set_len(8 << 20).unwrap();
+        write_table(disk.path(), LogicalBlockSize::Lb512, "data").unwrap();
+        let before = sha2::Sha256::digest(fs::read(disk.path()).unwrap());
+        assert_eq!(
+            look(disk.path(), LogicalBlockSize::Lb512).unwrap(),
+            Sight::Other("a GPT with partitions [\"data\"]".into())
+        );
+        assert_eq!(sha2::Sha256::digest(fs::read(disk.path()).unwrap()), before);
+    }
+}

@@ -1,0 +1,305 @@
+//! Which disk may carry a node's state, what lies on it, and what may be done with it. Reads and
+//! writes nothing: [`super::disk`] does.
+//!
+//! A state disk of ours is a GPT with one partition named [`PARTITION`] that holds an ext4 with a
+//! [`Stamp`]. While it is made the partition is named [`PARTITION_UNFINISHED`]: such a disk never
+//! held state and may be made again. Labels of file systems are never looked at: two disks may
+//! carry the same.
+
+use crate::ledger::message::{BootGo, Disk};
+use crate::site::DiskMatch;
+use serde::{Deserialize, Serialize};
+
+/// Name of the partition of a finished state disk.
+pub const PARTITION: &str = "kiln-state";
+/// Its name until the stamp is durable.
+pub const PARTITION_UNFINISHED: &str = "kiln-state-new";
+/// So much at the start and at the end of a disk must be zero for it to be blank.
+pub const PROBE_BYTES: usize = 1 << 20;
+/// A smaller disk is no state disk.
+pub const DISK_MIN_BYTES: u64 = 64 << 20;
+
+/// `/kiln/stamp.json` on the state disk: whose state it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    pub cluster: String,
+    pub site_id: String,
+    pub node: String,
+}
+
+impl Stamp {
+    pub fn of(go: &BootGo) -> Stamp {
+        Stamp { cluster: go.cluster.clone(), site_id: go.site_id.clone(), node: go.node.clone() }
+    }
+}
+
+/// The one disk that every given field matches; else what is wrong, with the disks there are.
+pub fn choose<'a>(disks: &'a [Disk], want: &DiskMatch) -> Result<&'a Disk, String> {
+    let asked = describe(want);
+    if asked.is_empty() {
+        return Err("site names no serial, WWN or size of this node's state disk".into());
+    }
+    let found: Vec<&Disk> = disks.iter().filter(|d| fits(d, want)).collect();
+    match found[..] {
+        [disk] if disk.size < DISK_MIN_BYTES => {
+            Err(format!("state disk {} is smaller than {DISK_MIN_BYTES} bytes; disks: {}", disk.name, list(disks)))
+        }
+        [disk] => Ok(disk),
+        [] => Err(format!("no disk has {asked}; disks: {}", list(disks))),
+        _ => Err(format!("{} disks have {asked}; disks: {}", found.len(), list(disks))),
+    }
+}
+
+fn fits(disk: &Disk, want: &DiskMatch) -> bool {
+    let serial = want.serial.as_ref().is_none_or(|w| disk.serial.as_deref().map(str::trim) == Some(w.trim()));
+    let wwn = want.wwn.as_ref().is_none_or(|w| disk.wwn.as_deref().map(plain_wwn) == Some(plain_wwn(w)));
+    let size = want.size.is_none_or(|w| disk.size == w);
+    serial && wwn && size
+}
+
+/// Kernels and tools write one WWN in several ways: `naa.5000c5…`, `0x5000c5…`, `wwn-0x5000c5…`.
+fn plain_wwn(text: &str) -> String {
+    let mut text = text.trim().to_ascii_lowercase();
+    for prefix in ["wwn-", "naa.", "eui.", "uuid.", "nvme.", "0x"] {
+        if let Some(rest) = text.strip_prefix(prefix) {
+            text = rest.to_string();
+        }
+    }
+    text
+}
+
+fn describe(want: &DiskMatch) -> String {
+    let serial = want.serial.as_ref().map(|s| format!("serial {s:?}"));
+    let wwn = want.wwn.as_ref().map(|w| format!("WWN {w:?}"));
+    let size = want.size.map(|s| format!("size {s}"));
+    [serial, wwn, size].into_iter().flatten().collect::<Vec<_>>().join(" and ")
+}
+
+/// Disks in one line, for people.
+pub fn list(disks: &[Disk]) -> String {
+    if disks.is_empty() {
+        return "none".into();
+    }
+    let or_none = |text: &Option<String>| text.as_deref().map_or("none".into(), |t| format!("{t:?}"));
+    let show =
+        |d: &Disk| format!("{} (serial {}, WWN {}, {} bytes)", d.name, or_none(&d.serial), or_none(&d.wwn), d.size);
+    disks.iter().map(show).collect::<Vec<_>>().join(", ")
+}
+
+/// What lies on a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sight {
+    Blank,
+    /// Making it was granted once and not finished.
+    Unfinished,
+    /// A finished state disk; its stamp says whose.
+    State,
+    /// Somebody's data, named.
+    Other(String),
+}
+
+/// Judges a disk by its first and last [`PROBE_BYTES`] and by the names in its partition table,
+/// where one could be read.
+pub fn sight(head: &[u8], tail: &[u8], partitions: Option<&[String]>) -> Sight {
+    match partitions {
+        Some([name]) if name == PARTITION => return Sight::State,
+        Some([name]) if name == PARTITION_UNFINISHED => return Sight::Unfinished,
+        Some(names) => return Sight::Other(format!("a GPT with partitions {names:?}")),
+        None => {}
+    }
+    if head.iter().chain(tail).all(|b| *b == 0) {
+        return Sight::Blank;
+    }
+    let found: Vec<&str> = SIGNATURES.iter().filter(|s| s.on(head, tail)).map(|s| s.what).collect();
+    Sight::Other(if found.is_empty() { "data of an unknown kind".into() } else { found.join(", ") })
+}
+
+/// Bytes that a format always has at one place.
+struct Signature {
+    what: &'static str,
+    /// From the start or, when negative, from the end.
+    at: i64,
+    bytes: &'static [u8],
+}
+
+impl Signature {
+    fn on(&self, head: &[u8], tail: &[u8]) -> bool {
+        let (region, at) = match usize::try_from(self.at) {
+            Ok(at) => (head, Some(at)),
+            Err(_) => (tail, tail.len().checked_sub(self.at.unsigned_abs() as usize)),
+        };
+        at.and_then(|at| region.get(at..at + self.bytes.len())) == Some(self.bytes)
+    }
+}
+
+const fn signature(what: &'static str, at: i64, bytes: &'static [u8]) -> Signature {
+    Signature { what, at, bytes }
+}
+
+/// Offsets as in libblkid's superblock probes.
+const SIGNATURES: &[Signature] = &[
+    signature("a damaged GPT", 512, b"EFI PART"),
+    signature("a damaged GPT", 4096, b"EFI PART"),
+    signature("a damaged GPT (its backup)", -512, b"EFI PART"),
+    signature("a damaged GPT (its backup)", -4096, b"EFI PART"),
+    signature("an ext2, ext3 or ext4 file system", 1080, &[0x53, 0xef]),
+    signature("an xfs file system", 0, b"XFSB"),
+    signature("a btrfs file system", 65600, b"_BHRfS_M"),
+    signature("an LVM2 volume", 512, b"LABELONE"),
+    signature("an LVM2 volume", 0, b"LABELONE"),
+    signature("an LVM2 volume", 1024, b"LABELONE"),
+    signature("an LVM2 volume", 1536, b"LABELONE"),
+    signature("a LUKS volume", 0, b"LUKS\xba\xbe"),
+    signature("swap space", 4086, b"SWAPSPACE2"),
+    signature("a member of an MD array", 0, &[0xfc, 0x4e, 0x2b, 0xa9]),
+    signature("a member of an MD array", 4096, &[0xfc, 0x4e, 0x2b, 0xa9]),
+    signature("a member of an MD array", -8192, &[0xfc, 0x4e, 0x2b, 0xa9]),
+    signature("a member of an MD array", -65536, &[0xfc, 0x4e, 0x2b, 0xa9]),
+    signature("an NTFS file system", 3, b"NTFS    "),
+    signature("an ISO 9660 file system", 32769, b"CD001"),
+    signature("a squashfs", 0, b"hsqs"),
+    signature("an MBR or a boot sector", 510, &[0x55, 0xaa]),
+];
+
+/// Whether the state on a disk is this node's. Errors say whose it is.
+pub fn judge_stamp(stamp: &Stamp, go: &BootGo) -> Result<(), String> {
+    let ours = Stamp::of(go);
+    if stamp.site_id != ours.site_id {
+        return Err(format!(
+            "disk carries the state of node {} of another cluster, {} (site {}), not of {} (site {})",
+            stamp.node, stamp.cluster, stamp.site_id, ours.cluster, ours.site_id
+        ));
+    }
+    if stamp.node != ours.node {
+        return Err(format!("disk carries the state of node {}, not of {}", stamp.node, ours.node));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::message::StateOrder;
+    use proptest::prelude::*;
+
+    fn disk(name: &str, serial: &str, wwn: &str, size: u64) -> Disk {
+        let some = |t: &str| (!t.is_empty()).then(|| t.to_string());
+        Disk { name: name.into(), serial: some(serial), wwn: some(wwn), size }
+    }
+
+    fn want(serial: &str, wwn: &str, size: u64) -> DiskMatch {
+        let some = |t: &str| (!t.is_empty()).then(|| t.to_string());
+        DiskMatch { serial: some(serial), wwn: some(wwn), size: (size > 0).then_some(size) }
+    }
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn exactly_one_disk_or_none() {
+        let disks = [
+            disk("sda", "S1", "naa.5000C500A1B2C3D4", 10 * GIB),
+            disk("sdb", "S2 ", "", 10 * GIB),
+            disk("sdc", "", "", 20 * GIB),
+            disk("sdd", "S4", "", 1 << 20),
+        ];
+        for (serial, wwn, size, name) in [
+            ("S1", "", 0, Some("sda")),
+            ("S2", "", 0, Some("sdb")),
+            ("s1", "", 0, None),
+            ("", "0x5000c500a1b2c3d4", 0, Some("sda")),
+            ("", "wwn-0x5000c500a1b2c3d4", 0, Some("sda")),
+            ("", "", 10 * GIB, None),
+            ("", "", 20 * GIB, Some("sdc")),
+            ("S1", "", 10 * GIB, Some("sda")),
+            ("S1", "", 20 * GIB, None),
+            ("S4", "", 0, None),
+            ("S9", "", 0, None),
+            ("", "", 0, None),
+        ] {
+            let got = choose(&disks, &want(serial, wwn, size));
+            assert_eq!(got.as_ref().ok().map(|d| d.name.as_str()), name, "{serial} {wwn} {size}: {got:?}");
+        }
+        let error = choose(&disks, &want("", "", 10 * GIB)).unwrap_err();
+        assert!(error.contains("2 disks have size") && error.contains("sdd"), "{error}");
+    }
+
+    #[test]
+    fn what_lies_on_a_disk_is_named() {
+        let names = |n: &[&str]| Some(n.iter().map(|n| n.to_string()).collect::<Vec<_>>());
+        for (at, bytes, partitions, want) in [
+            (0, &b""[..], None, "Blank"),
+            (1080, &[0x53, 0xef][..], None, "an ext2, ext3 or ext4 file system"),
+            (0, b"XFSB", None, "an xfs file system"),
+            (512, b"LABELONE", None, "an LVM2 volume"),
+            (512, b"EFI PART", None, "a damaged GPT"),
+            (510, &[0x55, 0xaa], None, "an MBR or a boot sector"),
+            (777, b"x", None, "data of an unknown kind"),
+            (0, b"", names(&["kiln-state"]), "State"),
+            (0, b"", names(&["kiln-state-new"]), "Unfinished"),
+            (0, b"", names(&["kiln-state", "data"]), "a GPT with partitions"),
+            (0, b"", names(&[]), "a GPT with partitions []"),
+        ] {
+            let mut head = vec![0; PROBE_BYTES];
+            head[at..at + bytes.len()].copy_from_slice(bytes);
+            let got = format!("{:?}", sight(&head, &[0; 512], partitions.as_deref()));
+            assert!(got.contains(want), "{want}: {got}");
+        }
+    }
+
+    fn go(site_id: &str, node: &str) -> BootGo {
+        BootGo {
+            node: node.into(),
+            role: "infra".into(),
+            cluster: "prod".into(),
+            site_id: site_id.into(),
+            credential: None,
+            state: StateOrder::Volatile,
+            now_ms: 0,
+        }
+    }
+
+    #[test]
+    fn only_this_nodes_own_stamp_is_ours() {
+        let stamp = Stamp::of(&go("a", "n1"));
+        assert!(judge_stamp(&stamp, &go("a", "n1")).is_ok());
+        assert!(judge_stamp(&stamp, &go("b", "n1")).unwrap_err().contains("another cluster"));
+        assert!(judge_stamp(&stamp, &go("a", "n2")).unwrap_err().contains("node n1"));
+    }
+
+    proptest! {
+        /// One byte anywhere in what is looked at, and the disk is not blank.
+        #[test]
+        fn a_disk_with_any_byte_is_not_blank(at in 0usize..2 * 4096, byte in 1u8..) {
+            let mut bytes = vec![0u8; 2 * 4096];
+            bytes[at] = byte;
+            let (head, tail) = bytes.split_at(4096);
+            prop_assert!(matches!(sight(head, tail, None), Sight::Other(_)));
+        }
+
+        /// Whatever four disks there are: what is chosen fits, and nothing else does.
+        #[test]
+        fn the_chosen_disk_is_the_only_one_that_fits(
+            disks in proptest::collection::vec(("[ab]{0,2}", "[cd]{0,2}", 1u64..4), 4),
+            wanted in ("[ab]{0,2}", "[cd]{0,2}", 0u64..4),
+        ) {
+            let disks: Vec<Disk> =
+                disks.iter().enumerate().map(|(i, (s, w, n))| disk(&format!("vd{i}"), s, w, n * GIB)).collect();
+            let want = want(&wanted.0, &wanted.1, wanted.2 * GIB);
+            let count = disks.iter().filter(|d| {
+                (want.serial.is_none() || d.serial == want.serial)
+                    && (want.wwn.is_none() || d.wwn == want.wwn)
+                    && (want.size.is_none() || Some(d.size) == want.size)
+            }).count();
+            let nothing_asked = want.serial.is_none() && want.wwn.is_none() && want.size.is_none();
+            match choose(&disks, &want) {
+                Ok(disk) => prop_assert!(count == 1 && !nothing_asked && fits(disk, &want)),
+                Err(_) => prop_assert!(count != 1 || nothing_asked),
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(head in proptest::collection::vec(any::<u8>(), 0..600), tail in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = sight(&head, &tail, None);
+        }
+    }
+}

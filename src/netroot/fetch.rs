@@ -1,0 +1,172 @@
+//! Fetches an image: the signed manifest, its config, then every layer by range with resume into
+//! memory. Nothing is handed on that was not verified. Mounts nothing.
+
+use crate::image::id::{Digest, ImageId};
+use crate::image::manifest::{Config, Descriptor, Image};
+use crate::image::sign;
+use crate::sys::clock::growing_pause;
+use crate::sys::http::{Body, Client, Get, Timeouts, status_of};
+use anyhow::{Context, Result, bail};
+use sha2::Digest as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The longest silence of a server before the connection is given up and made anew.
+pub const IDLE: Duration = Duration::from_secs(30);
+/// Whole fetches of one layer that may end in a wrong digest: bytes do change on bad wires and in
+/// bad memory, but a blob that is wrong each time is wrong at its source.
+const WRONG_MAX: u32 = 3;
+/// Connections in a row that brought no byte before the phase fails (and is tried again).
+const FRUITLESS_MAX: u32 = 12;
+
+/// How long to wait between attempts.
+#[derive(Clone, Copy, Debug)]
+pub struct Pauses {
+    pub first: Duration,
+    pub max: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Pauses { first: Duration::from_millis(500), max: Duration::from_secs(20) }
+    }
+}
+
+/// Where an image comes from.
+pub struct Source {
+    /// `http://ADDR:PORT`.
+    pub base: String,
+    pub client: Client,
+    pub pauses: Pauses,
+}
+
+impl Source {
+    /// The server's plain side.
+    pub fn at(server: &str) -> Source {
+        let timeouts = Timeouts { connect: Duration::from_secs(10), idle: IDLE };
+        Source { base: format!("http://{server}"), client: Client::new().timeouts(timeouts), pauses: Pauses::default() }
+    }
+
+    /// The manifest of `id`: its bytes hash to `id` and one of the `trusted` builders signed them.
+    pub fn image(&self, id: ImageId, trusted: &[String]) -> Result<Image> {
+        let url = format!("{}/images/{}/manifest", self.base, id.hex());
+        let body = self.small(&url)?;
+        let envelope = serde_json::from_slice(&body).with_context(|| format!("reading the signed manifest {url}"))?;
+        let manifest = sign::open(&envelope, trusted).map_err(anyhow::Error::msg).context("checking the manifest")?;
+        let found = Digest::of(&manifest);
+        if found != id {
+            bail!("server sent the manifest of image {found} instead of {id}");
+        }
+        Image::parse(&manifest).map_err(anyhow::Error::msg)
+    }
+
+    /// The image's config, verified.
+    pub fn config(&self, image: &Image) -> Result<Config> {
+        let descriptor = &image.manifest.config;
+        let body = self.small(&self.blob_url(descriptor))?;
+        let found = Digest::of(&body);
+        if found != descriptor.digest {
+            bail!("config is {found}, the manifest names {}", descriptor.digest);
+        }
+        serde_json::from_slice(&body).context("reading the image's config")
+    }
+
+    /// A layer in `folder`, named by its hex digest. One that lies there already was verified
+    /// before it got its name. `say` hears of every set-back.
+    pub fn layer(&self, descriptor: &Descriptor, folder: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+        let whole = folder.join(descriptor.digest.hex());
+        if whole.exists() {
+            return Ok(whole);
+        }
+        let url = self.blob_url(descriptor);
+        let mut sink = Sink::create(folder.join(format!("{}.part", descriptor.digest.hex())))?;
+        let (mut wrong, mut fruitless) = (0, 0);
+        loop {
+            let had = sink.have;
+            match self.continue_at(&url, descriptor, &mut sink) {
+                Ok(()) if sink.digest() == descriptor.digest => {
+                    fs::rename(&sink.path, &whole).with_context(|| format!("naming {}", whole.display()))?;
+                    return Ok(whole);
+                }
+                Ok(()) => {
+                    wrong += 1;
+                    let text =
+                        format!("layer {} arrived as {} ({wrong} of {WRONG_MAX})", descriptor.digest, sink.digest());
+                    sink = Sink::create(sink.path)?;
+                    if wrong == WRONG_MAX {
+                        let _ = fs::remove_file(&sink.path);
+                        bail!("{text}; it is corrupted at the server");
+                    }
+                    say(&text);
+                }
+                Err(e) if matches!(status_of(&e), Some(400..=499)) => return Err(e),
+                Err(e) => {
+                    fruitless = if sink.have > had { 0 } else { fruitless + 1 };
+                    if fruitless == FRUITLESS_MAX {
+                        return Err(e.context(format!("fetching layer {}", descriptor.digest)));
+                    }
+                    say(&format!("layer {} at {} of {}: {e:#}", descriptor.digest.short(), sink.have, descriptor.size));
+                    std::thread::sleep(growing_pause(fruitless, self.pauses.first, self.pauses.max));
+                }
+            }
+        }
+    }
+
+    fn continue_at(&self, url: &str, descriptor: &Descriptor, sink: &mut Sink) -> Result<()> {
+        let get = Get { url, headers: &[], from: sink.have, max: descriptor.size };
+        if sink.have < descriptor.size {
+            self.client.download(&get, sink, &mut |_, _| {})?;
+        }
+        if sink.have != descriptor.size {
+            bail!("server has {} bytes of a layer of {}", sink.have, descriptor.size);
+        }
+        Ok(())
+    }
+
+    fn blob_url(&self, descriptor: &Descriptor) -> String {
+        format!("{}/blobs/sha256/{}", self.base, descriptor.digest.hex())
+    }
+
+    fn small(&self, url: &str) -> Result<Vec<u8>> {
+        Ok(self.client.request("GET", url, &[], Body::Empty)?.success("GET", url)?.body)
+    }
+}
+
+/// A file that knows the digest of what it holds.
+struct Sink {
+    path: PathBuf,
+    file: File,
+    hasher: sha2::Sha256,
+    have: u64,
+}
+
+impl Sink {
+    fn create(path: PathBuf) -> Result<Sink> {
+        let file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .open(&path)
+            .with_context(|| format!("creating {}", path.display()))?;
+        Ok(Sink { path, file, hasher: sha2::Sha256::new(), have: 0 })
+    }
+
+    fn digest(&self) -> Digest {
+        Digest(self.hasher.clone().finalize().into())
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        self.have += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
