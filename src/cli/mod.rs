@@ -1,7 +1,11 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
 pub mod exit;
+pub mod image;
 pub mod init;
+pub mod key;
+pub mod lock;
+pub mod output;
 pub mod places;
 pub mod recipes;
 pub mod secrets;
@@ -19,12 +23,18 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    Image(image::Arguments),
+    Key(key::Arguments),
     Init(init::Args),
+    Lock(lock::Arguments),
 }
 
 /// Runs the verb.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
+        Verb::Image(arguments) => image::run(arguments),
+        Verb::Key(arguments) => key::run(arguments),
         Verb::Init(args) => init::run(args),
+        Verb::Lock(arguments) => lock::run(&arguments),
     }
 }

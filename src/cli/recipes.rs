@@ -2,9 +2,11 @@
 
 use crate::cli::exit::{Exit, error};
 use crate::recipe::file::Source;
-use crate::recipe::name;
+use crate::recipe::lock::{Lock, LockedRecipe};
+use crate::recipe::{Recipe, file, name};
 use crate::sys::files::read_bounded;
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Arguments of every verb that reads recipes.
@@ -135,6 +137,57 @@ fn beside(recipes: &Path) -> PathBuf {
     match recipes.file_name() {
         Some(_) => recipes.with_file_name("overlays"),
         None => recipes.join("..").join("overlays"),
+    }
+}
+
+impl Chosen {
+    /// The recipe, with every problem of its files.
+    pub fn recipe(&self) -> Result<Recipe> {
+        Ok(file::parse(&self.folder, &self.release, &self.role)?)
+    }
+
+    /// The lock beside the recipe, if there is one.
+    pub fn lock(&self) -> Result<Option<Lock>> {
+        if !self.lock.exists() {
+            return Ok(None);
+        }
+        let bytes = read_bounded(&self.lock, crate::recipe::reader::FILE_MAX_BYTES as u64)?;
+        let text = String::from_utf8(bytes).with_context(|| format!("reading {} as UTF-8", self.lock.display()))?;
+        Ok(Some(Lock::parse(&text, &self.lock.display().to_string())?))
+    }
+
+    /// The recipe with its lock; without one, or with one that answers something else, exit status 2.
+    pub fn locked(&self) -> Result<LockedRecipe> {
+        let recipe = self.recipe()?;
+        let lock = self.lock()?.ok_or_else(|| {
+            let name = format!("{}/{}", self.release, self.role);
+            error(Exit::Usage, format!("recipe {name} is not locked: run `kiln lock {name}` first"))
+        })?;
+        Ok(LockedRecipe::new(recipe, lock)?)
+    }
+}
+
+/// Parses `--mirror ID=URL` and the environment's `KILN_MIRROR_<ID>` (dashes as underscores, any case).
+pub fn mirrors(flags: &[String], recipe: &Recipe) -> Result<BTreeMap<String, String>> {
+    let mut mirrors = BTreeMap::new();
+    for repository in &recipe.repositories {
+        let name = format!("KILN_MIRROR_{}", repository.id.replace('-', "_")).to_uppercase();
+        let found = std::env::vars().find(|(key, value)| key.to_uppercase() == name && !value.is_empty());
+        mirrors.extend(found.map(|(_, url)| (repository.id.clone(), url)));
+    }
+    for flag in flags {
+        let (id, url) = flag
+            .split_once('=')
+            .ok_or_else(|| error(Exit::Usage, format!("--mirror {flag:?} is not of the form ID=URL")))?;
+        if !recipe.repositories.iter().any(|r| r.id == id) {
+            return Err(error(Exit::Usage, format!("--mirror {flag:?}: the recipe has no repository {id:?}")));
+        }
+        mirrors.insert(id.to_string(), url.to_string());
+    }
+    let known = |url: &str| ["http://", "https://", "file://"].iter().any(|s| url.starts_with(s));
+    match mirrors.iter().find(|(_, url)| !known(url) || url.contains(char::is_whitespace)) {
+        Some((id, url)) => Err(error(Exit::Usage, format!("mirror {id}={url} is no http, https or file URL"))),
+        None => Ok(mirrors),
     }
 }
 

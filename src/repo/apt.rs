@@ -4,8 +4,8 @@
 
 use super::packages::{self, Package};
 use super::sources::{self, HostEntry, Source};
-use super::{request, verify};
-use crate::recipe::lock::{Lock, LockedPackage, LockedRepository};
+use super::verify;
+use crate::recipe::lock::{self, Lock, LockedPackage, LockedRepository};
 use crate::recipe::{Recipe, Trust};
 use crate::sys::{command, files};
 use anyhow::{Context, Result, bail};
@@ -60,6 +60,9 @@ pub struct Apt {
     dir: PathBuf,
     _lock: files::Lock,
 }
+
+/// Name, version, architecture.
+pub type Key = (String, String, String);
 
 /// An index that apt has fetched.
 struct Target {
@@ -139,7 +142,7 @@ impl Apt {
     }
 
     /// What installing `names` into an empty system would unpack: name, version, architecture.
-    pub fn solve(&self, names: &[String]) -> Result<Vec<(String, String, String)>> {
+    pub fn solve(&self, names: &[String]) -> Result<Vec<Key>> {
         let mut line = self.command("apt-get", &[]);
         line.args(["--simulate", "install"]).args(names);
         let output = command::run(&mut line, b"", SOLVE_TIMEOUT)?;
@@ -277,44 +280,46 @@ pub fn resolve(recipe: &Recipe, sources: &[Source], cache: &Path, say: &dyn Fn(&
     apt.update()?;
     say("verifying signatures");
     let indexes = indexes(&apt, sources)?;
-    let mut all: BTreeMap<(&str, &str, &str), (&str, Package)> = BTreeMap::new();
+    let mut all: BTreeMap<Key, (&str, Package)> = BTreeMap::new();
     for (repository, text) in &indexes.texts {
         for package in packages::parse(text).map_err(anyhow::Error::msg)? {
-            all.entry((package.name, package.version, package.arch)).or_insert((repository, package));
+            let key = (package.name.to_string(), package.version.to_string(), package.arch.to_string());
+            all.entry(key).or_insert((repository, package));
         }
     }
     say("solving dependencies");
     let essential: BTreeSet<&str> = all.values().filter(|(_, p)| p.essential).map(|(_, p)| p.name).collect();
-    let mut names: Vec<String> = essential.into_iter().map(String::from).collect();
-    let start = names.clone();
+    let essential: Vec<String> = essential.into_iter().map(String::from).collect();
+    let mut names = essential.clone();
     names.extend(recipe.stages.iter().flat_map(|s| s.packages.iter().cloned()));
+    let solved = apt.solve(&names)?;
     let mut chosen = Vec::new();
-    for (name, version, arch) in apt.solve(&names)? {
-        let found = all.get(&(name.as_str(), version.as_str(), arch.as_str()));
-        chosen.push(found.with_context(|| format!("finding {name} {version} {arch} in the verified indexes"))?);
+    for key in &solved {
+        chosen.push(all.get(key).with_context(|| format!("finding {} {} in the verified indexes", key.0, key.1))?);
     }
-    let slices = slices(recipe, &start, &chosen.iter().map(|(_, p)| p.raw).collect::<Vec<_>>(), &apt.dir)?;
-    let mut locked: Vec<(usize, LockedPackage)> = Vec::new();
+    let slices = slices(recipe, &essential, &chosen.iter().map(|(_, p)| p.raw).collect::<Vec<_>>(), &apt.dir)?;
+    let mut locked = Vec::new();
     for (repository, p) in chosen {
         let at = slices.iter().position(|s| s.contains(p.name));
         let at = at.with_context(|| format!("finding the stage of {}", p.name))?;
-        locked.push((at, locked_package(p, repository, &recipe.stages[at].name)));
+        locked.push(locked_package(p, repository, &recipe.stages[at].name));
     }
-    locked.sort_by(|(a, p), (b, q)| (a, &p.name, &p.arch).cmp(&(b, &q.name, &q.arch)));
     let metadata = |id: &String| indexes.metadata.get(id).cloned().unwrap_or_default();
-    Ok(Lock {
-        version: 1,
+    let mut lock = Lock {
+        version: lock::LOCK_VERSION,
         release: recipe.release.clone(),
         role: recipe.role.clone(),
         epoch: indexes.epoch,
-        request: request::digest(recipe),
+        request: lock::request(recipe),
         repositories: recipe
             .repositories
             .iter()
             .map(|r| LockedRepository { id: r.id.clone(), metadata: metadata(&r.id) })
             .collect(),
-        packages: locked.into_iter().map(|(_, p)| p).collect(),
-    })
+        packages: locked,
+    };
+    lock.sort(recipe);
+    Ok(lock)
 }
 
 fn locked_package(p: &Package, repository: &str, stage: &str) -> LockedPackage {

@@ -2,11 +2,11 @@
 //! and digests that are verified, packages that are fetched into the cache.
 
 pub mod apt;
+pub mod changes;
 pub mod deb822;
 pub mod fetch;
 pub mod packages;
 pub mod release;
-pub mod request;
 pub mod sources;
 pub mod verify;
 

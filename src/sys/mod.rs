@@ -8,3 +8,4 @@ pub mod http;
 pub mod json;
 pub mod netdev;
 pub mod tls;
+pub mod udp;
