@@ -83,26 +83,40 @@ fn unwell(systems: &[SystemReport]) -> String {
 
 /// Unix milliseconds as `YYYY-MM-DDTHH:MM:SSZ`.
 pub fn utc(ms: u64) -> String {
-    let (days, secs) = (ms / 86_400_000, ms / 1000 % 86_400);
-    // Days to a civil date: Howard Hinnant's algorithm, era of 400 years starting in March.
+    let ((year, month, day), secs) = (civil(ms / 86_400_000), ms / 1000 % 86_400);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", secs / 3600, secs / 60 % 60, secs % 60)
+}
+
+/// Unix milliseconds as HTTP writes a date (RFC 9110 §5.6.7).
+pub fn http_date(ms: u64) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let days = ms / 86_400_000;
+    let ((year, month, day), secs) = (civil(days), ms / 1000 % 86_400);
+    let (name, month) = (DAYS[(days % 7) as usize], MONTHS[(month - 1) as usize]);
+    format!("{name}, {day:02} {month} {year:04} {:02}:{:02}:{:02} GMT", secs / 3600, secs / 60 % 60, secs % 60)
+}
+
+/// Days since 1970 to (year, month, day): Howard Hinnant's algorithm, eras of 400 years from March.
+fn civil(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
     let (era, doe) = (z / 146_097, z % 146_097);
     let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
     let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
     let mp = (5 * doy + 2) / 153;
     let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
-    let year = yoe + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", secs / 3600, secs / 60 % 60, secs % 60)
+    (yoe + era * 400 + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::utc;
+    use super::{http_date, utc};
 
     #[test]
     fn times_are_written_in_utc() {
         assert_eq!(utc(0), "1970-01-01T00:00:00Z");
         assert_eq!(utc(951_782_400_000), "2000-02-29T00:00:00Z");
         assert_eq!(utc(1_795_356_245_999), "2026-11-22T14:04:05Z");
+        assert_eq!(http_date(784_111_777_000), "Sun, 06 Nov 1994 08:49:37 GMT");
     }
 }

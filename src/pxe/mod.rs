@@ -1,8 +1,15 @@
 //! What a booting machine is answered: DHCP, TFTP, HTTP. Who gets what is decided outside of the
 //! protocols, behind [`Directory`]; the protocols only carry it.
 
+pub mod admin;
+pub mod api;
+pub mod choose;
+pub mod counters;
 pub mod dhcp;
+pub mod http;
+pub mod loaders;
 pub mod machine;
+pub mod script;
 pub mod tftp;
 
 use crate::site::Subnet;

@@ -11,7 +11,7 @@ mod tests;
 
 pub use boot::{credential_of, may_boot};
 pub use operator::{MachineId, site_diff};
-pub use register::check as check_register;
+pub use register::{Admitted, check as check_register};
 
 use super::event::{Asked, Event, UsedImage};
 use super::live::Live;

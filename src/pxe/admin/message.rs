@@ -1,0 +1,183 @@
+//! What the verbs ask over the socket and what they are answered (JSON).
+
+use crate::ledger::decide::MachineId;
+use crate::ledger::message::{Phase, SystemReport};
+use crate::ledger::state::{Keeps, State};
+use crate::ledger::{Live, timeline};
+use crate::site::{Mac, Site, Uuid};
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+
+/// `POST /api/command`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "kebab-case")]
+pub enum Request {
+    SiteApply { site: Box<Site> },
+    SiteDiff { site: Box<Site> },
+    ImageUse { role: String, image: String },
+    Approve { machine: MachineId, node: String },
+    Hold { node: String, reason: String },
+    Unhold { node: String },
+}
+
+/// What a command did: a line for each event, none if nothing changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    pub changes: Vec<String>,
+}
+
+/// `GET /api/nodes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nodes {
+    pub nodes: Vec<NodeLine>,
+    /// Machines that asked and are no node.
+    pub machines: Vec<MachineLine>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeLine {
+    pub name: String,
+    pub role: String,
+    pub address: Ipv4Addr,
+    pub macs: Vec<Mac>,
+    /// Where it is: a phase, `new` (never registered), `held`, `silent` (session dead) or `left`.
+    pub status: String,
+    pub generation: u64,
+    /// What it runs.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// What its role boots.
+    #[serde(default)]
+    pub wanted: Option<String>,
+    /// Seconds since its session was last heard; `None`: not since the server started.
+    #[serde(default)]
+    pub heard_secs: Option<u64>,
+    pub alarms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineLine {
+    pub mac: Mac,
+    #[serde(default)]
+    pub uuid: Option<Uuid>,
+    pub firmware: String,
+    /// Its last answer.
+    pub answer: String,
+}
+
+/// `GET /api/node/<name>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDetail {
+    #[serde(flatten)]
+    pub line: NodeLine,
+    #[serde(default)]
+    pub held: Option<String>,
+    /// `disk …` or `memory`.
+    pub state: String,
+    #[serde(default)]
+    pub boot_id: Option<String>,
+    #[serde(default)]
+    pub version: Option<String>,
+    #[serde(default)]
+    pub detail: String,
+    #[serde(default)]
+    pub systems: Vec<SystemReport>,
+    pub timeline: Vec<String>,
+}
+
+/// `GET /api/explain/<name>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    pub lines: Vec<String>,
+}
+
+/// One node in a line.
+pub fn node_line(state: &State, live: &Live, name: &str, now_ms: u64) -> Option<NodeLine> {
+    let node = state.site_node(name)?;
+    let known = state.node(name);
+    Some(NodeLine {
+        name: name.to_string(),
+        role: node.role.clone(),
+        address: node.address,
+        macs: node.macs.clone(),
+        status: status(state, live, name, now_ms),
+        generation: known.generation,
+        image: known.session.as_ref().map(|s| s.image.short()),
+        wanted: state.image_of(&node.role).map(|i| i.id.short()),
+        heard_secs: live.heard_ms(state, name).map(|ms| now_ms.saturating_sub(ms) / 1000),
+        alarms: known.alarms,
+    })
+}
+
+/// Where a node is, in one word.
+pub fn status(state: &State, live: &Live, name: &str, now_ms: u64) -> String {
+    let node = state.node(name);
+    if node.held.is_some() {
+        return "held".into();
+    }
+    let registered = node.session.as_ref().map(|s| s.boot_id.as_str());
+    // A boot that has not registered yet is newer than the session.
+    if let Some(progress) = node.progress.as_ref().filter(|p| !node.boots.contains(&p.boot_id)) {
+        return timeline::word(&progress.phase);
+    }
+    match (registered, &node.report) {
+        (None, _) => "new".into(),
+        _ if node.session.as_ref().is_some_and(|s| s.left) => "left".into(),
+        _ if !live.session_lives(state, name, now_ms) => "silent".into(),
+        (_, Some(report)) => timeline::word(&report.phase),
+        (_, None) => timeline::word(&Phase::Register),
+    }
+}
+
+/// All nodes and the machines that are none.
+pub fn nodes(state: &State, live: &Live, now_ms: u64) -> Nodes {
+    let names = state.site.iter().flat_map(|s| &s.nodes).map(|n| &n.name);
+    let nodes = names.filter_map(|name| node_line(state, live, name, now_ms)).collect();
+    let is_node = |mac: &Mac, machine: &crate::ledger::state::MachineState| {
+        let by_site = state.site.iter().flat_map(|s| &s.nodes).any(|n| n.macs.contains(mac));
+        let approved = machine.approved.as_ref().is_some_and(|name| state.site_node(name).is_some());
+        by_site || approved
+    };
+    let machines = state.machines.iter().filter(|(mac, machine)| !is_node(mac, machine));
+    let line = |(mac, machine): (&Mac, &std::sync::Arc<crate::ledger::state::MachineState>)| MachineLine {
+        mac: *mac,
+        uuid: machine.uuid,
+        firmware: machine.firmware.clone(),
+        answer: machine.answers.values().max_by_key(|a| a.rev).map(|a| a.answer.clone()).unwrap_or_default(),
+    };
+    Nodes { nodes, machines: machines.map(line).collect() }
+}
+
+/// One node with all that is known of it; `timeline` is made from its events.
+pub fn detail(state: &State, live: &Live, name: &str, timeline: Vec<String>, now_ms: u64) -> Option<NodeDetail> {
+    let line = node_line(state, live, name, now_ms)?;
+    let known = state.node(name);
+    let keeps = match state.keeps(state.site_node(name)?) {
+        Ok(Keeps::Volatile) => "memory".to_string(),
+        Ok(Keeps::Disk(disk)) => {
+            let parts = [
+                disk.serial.as_ref().map(|s| format!("serial {s}")),
+                disk.wwn.as_ref().map(|w| format!("wwn {w}")),
+                disk.size.map(|s| format!("{s} bytes")),
+            ];
+            format!("disk {}", parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+        }
+        Err(reason) => reason,
+    };
+    let progress = known.progress.as_ref().filter(|p| !known.boots.contains(&p.boot_id));
+    let detail = match (progress, &known.report) {
+        (Some(progress), _) => progress.detail.clone(),
+        (None, Some(report)) => report.detail.clone(),
+        (None, None) => String::new(),
+    };
+    Some(NodeDetail {
+        line,
+        held: known.held.clone(),
+        state: keeps,
+        boot_id: known.session.as_ref().map(|s| s.boot_id.clone()),
+        version: known.session.as_ref().map(|s| s.version.clone()),
+        detail,
+        systems: known.report.as_ref().map(|r| r.systems.clone()).unwrap_or_default(),
+        timeline,
+    })
+}

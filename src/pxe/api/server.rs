@@ -1,0 +1,283 @@
+//! The TLS sockets: hyper's HTTP/1.1 over rustls. A node is known by the certificate of its current
+//! generation; before it has one, by a credential or by its signature.
+
+use super::certificate::{Authority, Identity};
+use super::csr;
+use crate::image::id::Digest;
+use crate::ledger::answer;
+use crate::ledger::decide::{self, Boot, Command, Issued, Why};
+use crate::ledger::message::{
+    BootAnswer, BootRequest, DiskAnswer, DiskRequest, Refusal, RegisterAnswer, RegisterRequest, Report, ReportAnswer,
+};
+use crate::ledger::writer::{Ledger, SubmitError};
+use crate::pxe::counters::Counters;
+use crate::site::{Mac, view};
+use crate::sys::clock;
+use anyhow::{Context, Result};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::server::WebPkiClientVerifier;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+/// The largest message: a boot request with many disks, a report with many systems.
+pub const BODY_MAX_BYTES: usize = 256 * 1024;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A request's head; also how long an idle connection is kept.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Body and answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections at once.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// A held boot asks again after this.
+const HOLD_RETRY_SECS: u64 = 10;
+/// Registers of one node that overtake each other try so often.
+const RACES_MAX: usize = 4;
+
+/// The site's secrets, by dotted name; replaced when the operator's file is read again.
+pub type Secrets = Arc<std::sync::RwLock<BTreeMap<String, String>>>;
+/// The address that kiln's DHCP leased to a card, if any.
+pub type Leased = Box<dyn Fn(Mac) -> Option<Ipv4Addr> + Send + Sync>;
+
+/// What stands behind the TLS side.
+pub struct Api {
+    pub ledger: Ledger,
+    pub authority: Authority,
+    pub secrets: Secrets,
+    pub leased: Leased,
+    /// This server answers DHCP itself.
+    pub authoritative: bool,
+    /// Credentials are made from it and from the boot, so that the same boot gets the same one.
+    pub credential_key: [u8; 32],
+    pub counters: Arc<Counters>,
+}
+
+/// TLS with the site's key; clients may show a certificate of our authority.
+pub fn acceptor(identity: Identity, authority: &Authority) -> Result<TlsAcceptor> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.certificate.clone()).context("trusting our own authority")?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .context("preparing the verification of nodes")?;
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .context("choosing TLS versions")?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![identity.certificate], identity.key)
+        .context("loading the server's TLS key")?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Serves until dropped.
+pub async fn run(listener: TcpListener, acceptor: TlsAcceptor, api: Arc<Api>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                api.counters.add("tls_errors", "accept");
+                tracing::warn!("tls: accepting a connection: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let IpAddr::V4(source) = peer.ip().to_canonical() else { continue };
+        let (acceptor, api) = (acceptor.clone(), api.clone());
+        tokio::spawn(async move {
+            let _slot = slot;
+            if let Err(end) = connection(stream, acceptor, api.clone(), source).await {
+                api.counters.add("tls_errors", end);
+            }
+        });
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    api: Arc<Api>,
+    source: Ipv4Addr,
+) -> Result<(), &'static str> {
+    let _ = stream.set_nodelay(true);
+    let tls = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await.map_err(|_| "handshake-time-out")?;
+    let tls = tls.map_err(|_| "handshake")?;
+    let certificate = tls.get_ref().1.peer_certificates().and_then(|c| c.first()).map(|c| Digest::of(c));
+    let service = service_fn(move |request| {
+        let api = api.clone();
+        async move { Ok::<_, std::convert::Infallible>(respond(&api, source, certificate, request).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(64 * 1024)
+        .serve_connection(TokioIo::new(tls), service)
+        .await;
+    served.map_err(|e| if e.is_timeout() { "time-out" } else { "connection" })
+}
+
+type Reply = Response<Full<Bytes>>;
+
+async fn respond(api: &Api, source: Ipv4Addr, peer: Option<Digest>, request: Request<Incoming>) -> Reply {
+    let answered = timeout(REQUEST_TIMEOUT, dispatch(api, source, peer, request)).await;
+    let reply = answered.unwrap_or_else(|_| Err(Failed(503, "the server is busy".into())));
+    reply.unwrap_or_else(|Failed(status, error)| {
+        api.counters.add("tls_refused", if status >= 500 { "unavailable" } else { "refused" });
+        json(status, &Refusal { error })
+    })
+}
+
+/// An error answer: status and reason.
+struct Failed(u16, String);
+
+impl From<SubmitError> for Failed {
+    fn from(error: SubmitError) -> Failed {
+        let status = match error.why() {
+            Some(Why::Invalid) => 400,
+            Some(Why::NotFound) => 404,
+            Some(Why::Refused) => 403,
+            Some(Why::Hold | Why::Raced) => 409,
+            None => 503,
+        };
+        Failed(status, error.to_string())
+    }
+}
+
+async fn dispatch(
+    api: &Api,
+    source: Ipv4Addr,
+    peer: Option<Digest>,
+    request: Request<Incoming>,
+) -> Result<Reply, Failed> {
+    let path = format!("/{}", request.uri().path().trim_matches('/'));
+    if !["/v1/boot", "/v1/disk", "/v1/register", "/v1/report"].contains(&path.as_str()) {
+        return Err(Failed(404, "nothing of that name here".into()));
+    }
+    if request.method() != Method::POST {
+        return Err(Failed(405, "this can be asked with POST".into()));
+    }
+    match path.as_str() {
+        "/v1/boot" => boot(api, source, read(request).await?).await,
+        "/v1/disk" => disk(api, source, read(request).await?).await,
+        "/v1/register" => register(api, source, read(request).await?).await,
+        _ => report(api, peer, read(request).await?).await,
+    }
+}
+
+async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Failed> {
+    let body = Limited::new(request.into_body(), BODY_MAX_BYTES).collect().await;
+    let body = body.map_err(|e| Failed(413, format!("reading the body: {e}")))?.to_bytes();
+    serde_json::from_slice(&body).map_err(|e| Failed(400, format!("body is not such a message: {e}")))
+}
+
+fn json(status: u16, body: &impl Serialize) -> Reply {
+    let bytes = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = Response::new(Full::new(Bytes::from(bytes)));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn boot(api: &Api, source: Ipv4Addr, request: BootRequest) -> Result<Reply, Failed> {
+    let credential = credential(&api.credential_key, &request, source);
+    let command = Boot {
+        request: request.clone(),
+        source,
+        leased: (api.leased)(request.mac),
+        authoritative: api.authoritative,
+        credential: credential.clone(),
+    };
+    let hold = |reason| json(200, &BootAnswer::Hold { reason, retry_secs: HOLD_RETRY_SECS });
+    let outcome = match api.ledger.submit(Command::Boot(Box::new(command))).await {
+        Ok(outcome) => outcome,
+        Err(error) if error.why() == Some(Why::Hold) => return Ok(hold(error.to_string())),
+        Err(error) => return Err(error.into()),
+    };
+    let state = &outcome.snapshot.state;
+    let crate::ledger::identify::Identity::Node { name, .. } =
+        crate::ledger::identify::identify(state, request.mac, request.uuid)
+    else {
+        return Ok(hold("the site was changed meanwhile".into()));
+    };
+    match answer::boot(state, &name, &request, &credential, clock::now_ms()) {
+        Some(go) => Ok(json(200, &BootAnswer::Go(Box::new(go)))),
+        None => Ok(hold("the site was changed meanwhile".into())),
+    }
+}
+
+/// The same boot from the same address gets the same credential, so that an answer that was lost
+/// can be given again; nobody else can compute it. Hashed twice: the inner hash cannot be extended.
+fn credential(key: &[u8; 32], request: &BootRequest, source: Ipv4Addr) -> String {
+    let boot = format!("{}\n{}\n{source}\n", request.mac, request.boot_id);
+    let inner = Digest::of(&[key.as_slice(), boot.as_bytes()].concat());
+    Digest::of(&[key.as_slice(), inner.0.as_slice()].concat()).hex()
+}
+
+async fn disk(api: &Api, source: Ipv4Addr, request: DiskRequest) -> Result<Reply, Failed> {
+    match api.ledger.submit(Command::Disk { request, source }).await {
+        Ok(_) => Ok(json(200, &DiskAnswer { format: true, reason: "the site names this disk and it is blank".into() })),
+        Err(error) if error.why() == Some(Why::Refused) => {
+            Ok(json(200, &DiskAnswer { format: false, reason: error.to_string() }))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn register(api: &Api, source: Ipv4Addr, request: RegisterRequest) -> Result<Reply, Failed> {
+    let csr = csr::parse(&request.csr).map_err(|reason| Failed(400, reason))?;
+    for _ in 0..RACES_MAX {
+        let now = api.ledger.snapshot();
+        // A certificate is made only for a register that would be let in; the refused one goes on
+        // to the ledger all the same, which may raise an alarm.
+        let admitted = decide::check_register(&now.state, &now.live, &request, source, clock::monotonic_ms()).ok();
+        let issue = |a: decide::Admitted| api.authority.issue(&csr, &request.node, a.generation, clock::now_ms());
+        let certificate = admitted.map(issue).transpose().map_err(|e| Failed(500, e))?;
+        let issued =
+            admitted.zip(certificate.as_ref()).map(|(a, c)| Issued { generation: a.generation, fingerprint: c.fingerprint });
+        let command = Command::Register { request: Box::new(request.clone()), source, issued };
+        let outcome = match api.ledger.submit(command).await {
+            Ok(outcome) => outcome,
+            Err(error) if error.why() == Some(Why::Raced) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let (Some(admitted), Some(certificate)) = (admitted, certificate) else { continue };
+        let state = &outcome.snapshot.state;
+        let view = state.site.as_ref().and_then(|site| view::view(site, &request.node));
+        let view = view.ok_or_else(|| Failed(404, "the node left the site meanwhile".into()))?;
+        let secrets = {
+            let all = api.secrets.read().unwrap_or_else(|e| e.into_inner());
+            answer::secrets(state, &view.node.role, &all)
+        };
+        return Ok(json(
+            200,
+            &RegisterAnswer {
+                generation: admitted.generation,
+                certificate: certificate.pem,
+                certificate_expires_ms: certificate.expires_ms,
+                view,
+                secrets,
+                now_ms: clock::now_ms(),
+            },
+        ));
+    }
+    Err(Failed(409, "registers of this node overtake each other; try again".into()))
+}
+
+async fn report(api: &Api, peer: Option<Digest>, report: Report) -> Result<Reply, Failed> {
+    let fingerprint = peer.ok_or_else(|| Failed(403, "a report needs the generation's certificate".into()))?;
+    api.ledger.submit(Command::Report { fingerprint, report }).await?;
+    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms() }))
+}

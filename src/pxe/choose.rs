@@ -1,0 +1,122 @@
+//! What a machine is answered: one pure function of state, machine and mode, with the rule and
+//! the facts that led there. DHCP and the boot script both go by it; it is recorded and `kiln
+//! explain` prints it.
+
+use crate::image::id::ImageId;
+use crate::ledger::decide::may_boot;
+use crate::ledger::identify::{Identity, identify};
+use crate::ledger::state::State;
+use crate::site::{Mac, Unknown, Uuid};
+use std::collections::BTreeMap;
+
+/// Parked machines ask again after this, seconds.
+pub const PARK_RETRY_SECS: u64 = 15;
+
+/// How this server stands to other DHCP servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Authoritative,
+    Proxy,
+    /// No DHCP: somebody else's server names our script.
+    Off,
+}
+
+/// A machine that asks, as far as the question shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asker {
+    pub mac: Mac,
+    pub uuid: Option<Uuid>,
+    /// Image architecture of its CPU, where the question tells for sure.
+    pub architecture: Option<&'static str>,
+    /// For people: `bios`, `uefi-x64`, …
+    pub firmware: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    Image(ImageId),
+    /// Its own disk.
+    Local,
+    /// Known, but must not boot: the console shows why.
+    Hold(String),
+    /// Not known: wait to be approved.
+    Park,
+    /// Not ours.
+    Ignore,
+}
+
+/// A choice and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    pub choice: Choice,
+    pub node: Option<String>,
+    pub rule: &'static str,
+    pub facts: BTreeMap<String, String>,
+}
+
+impl Chosen {
+    /// The choice in words, as it is recorded.
+    pub fn answer(&self) -> String {
+        match &self.choice {
+            Choice::Image(id) => format!("boot image {}", id.short()),
+            Choice::Local => "boot from its disk".into(),
+            Choice::Hold(reason) => format!("hold: {reason}"),
+            Choice::Park => "park: ask again".into(),
+            Choice::Ignore => "no answer".into(),
+        }
+    }
+}
+
+pub fn choose(state: &State, asker: &Asker, mode: Mode) -> Chosen {
+    let mut facts = BTreeMap::from([("firmware".to_string(), asker.firmware.clone())]);
+    facts.extend(asker.uuid.map(|u| ("uuid".to_string(), u.to_string())));
+    let mut node = None;
+    let (choice, rule) = decide(state, asker, mode, &mut node, &mut facts);
+    Chosen { choice, node, rule, facts }
+}
+
+fn decide(
+    state: &State,
+    asker: &Asker,
+    mode: Mode,
+    found: &mut Option<String>,
+    facts: &mut BTreeMap<String, String>,
+) -> (Choice, &'static str) {
+    let Some(site) = &state.site else { return (Choice::Ignore, "no-site") };
+    let name = match identify(state, asker.mac, asker.uuid) {
+        Identity::Node { name, by } => {
+            facts.insert("known by".into(), by.into());
+            name
+        }
+        Identity::Contradiction { reason } => {
+            facts.insert("contradiction".into(), reason);
+            return (Choice::Park, "contradiction");
+        }
+        Identity::Unknown => {
+            let (unknown, rule) = match (site.cluster.unknown, mode) {
+                (Some(unknown), _) => (unknown, "unknown-by-site"),
+                (None, Mode::Proxy) => (Unknown::Ignore, "unknown-by-proxy"),
+                (None, _) => (Unknown::Park, "unknown-by-default"),
+            };
+            let choice = match unknown {
+                Unknown::Ignore => Choice::Ignore,
+                Unknown::Local => Choice::Local,
+                Unknown::Park => Choice::Park,
+            };
+            return (choice, rule);
+        }
+    };
+    *found = Some(name.clone());
+    let Some(node) = state.site_node(&name) else { return (Choice::Ignore, "no-site") };
+    facts.insert("role".into(), node.role.clone());
+    let image = match may_boot(state, node) {
+        Ok(image) => image,
+        Err((rule, reason)) => return (Choice::Hold(reason), rule),
+    };
+    facts.insert("image".into(), format!("{} ({})", image.reference, image.id.short()));
+    if let Some(machine) = asker.architecture.filter(|a| *a != image.architecture) {
+        let reason = format!("image {} is for {}, this machine is {machine}", image.reference, image.architecture);
+        return (Choice::Hold(reason), "other-architecture");
+    }
+    (Choice::Image(image.id), "role-image")
+}
