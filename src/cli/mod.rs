@@ -6,6 +6,7 @@ pub mod lock;
 pub mod places;
 pub mod recipes;
 pub mod secrets;
+pub mod serve;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -22,6 +23,7 @@ pub struct Cli {
 pub enum Verb {
     Init(init::Args),
     Lock(lock::Arguments),
+    Serve(serve::Arguments),
 }
 
 /// Runs the verb.
@@ -29,5 +31,6 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Init(args) => init::run(args),
         Verb::Lock(arguments) => lock::run(&arguments),
+        Verb::Serve(arguments) => serve::run(arguments),
     }
 }

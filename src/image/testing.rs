@@ -33,6 +33,7 @@ pub fn image(release: &str, role: &str, number: u8) -> TestImage {
         kernel: "6.1.0-test".into(),
         cmdline: vec!["console=ttyS0".into()],
         systems: vec!["environment".into()],
+        secrets: vec![],
         controller: false,
         epoch: 1_700_000_000,
         lock: Digest::of(b"lock").hex(),
