@@ -1,8 +1,11 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
 pub mod exit;
+pub mod image;
 pub mod init;
+pub mod key;
 pub mod lock;
+pub mod output;
 pub mod places;
 pub mod recipes;
 pub mod secrets;
@@ -21,6 +24,8 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    Image(image::Arguments),
+    Key(key::Arguments),
     Init(init::Args),
     Lock(lock::Arguments),
     Serve(serve::Arguments),
@@ -29,6 +34,8 @@ pub enum Verb {
 /// Runs the verb.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
+        Verb::Image(arguments) => image::run(arguments),
+        Verb::Key(arguments) => key::run(arguments),
         Verb::Init(args) => init::run(args),
         Verb::Lock(arguments) => lock::run(&arguments),
         Verb::Serve(arguments) => serve::run(arguments),

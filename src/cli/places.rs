@@ -46,3 +46,10 @@ pub fn state(flag: Option<PathBuf>) -> PathBuf {
 pub fn socket(flag: Option<PathBuf>) -> PathBuf {
     flag.or_else(|| from_env("KILN_SOCKET")).unwrap_or_else(|| "/run/kiln/kiln.sock".into())
 }
+
+/// Files with registries' passwords, as docker, podman and skopeo keep them; the first that knows a registry wins.
+pub fn registry_credentials() -> Vec<PathBuf> {
+    let docker = from_env("DOCKER_CONFIG").or_else(|| from_env("HOME").map(|h| h.join(".docker")));
+    let podman = from_env("XDG_RUNTIME_DIR").map(|d| d.join("containers/auth.json"));
+    from_env("REGISTRY_AUTH_FILE").into_iter().chain(docker.map(|d| d.join("config.json"))).chain(podman).collect()
+}

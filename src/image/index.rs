@@ -5,7 +5,7 @@
 //! or once without a name. <https://github.com/opencontainers/image-spec/blob/main/image-layout.md>
 
 use super::id::{Digest, ImageId};
-use super::manifest::{MEDIA_CONFIG, MEDIA_MANIFEST};
+use super::manifest::{MEDIA_IMAGE, MEDIA_MANIFEST};
 use super::reference::{Name, Reference, signature_tag};
 use super::signature::MEDIA_SIGNATURE;
 use serde::{Deserialize, Serialize};
@@ -89,7 +89,7 @@ impl Index {
     /// Every image of ours with its names, by id.
     pub fn images(&self) -> BTreeMap<ImageId, Vec<Name>> {
         let mut images: BTreeMap<ImageId, Vec<Name>> = BTreeMap::new();
-        for row in self.manifests.iter().filter(|r| r.is(MEDIA_CONFIG)) {
+        for row in self.manifests.iter().filter(|r| r.is(MEDIA_IMAGE)) {
             let Some(id) = row.id() else { continue };
             images.entry(id).or_default().extend(row.name().and_then(|n| n.parse().ok()));
         }
@@ -106,7 +106,7 @@ impl Index {
     /// Makes an image visible with its signature. Both may be there already.
     pub fn add(&mut self, id: &ImageId, size: u64, signature: &Digest, signature_size: u64) {
         if !self.images().contains_key(id) {
-            self.manifests.push(row(id, size, MEDIA_CONFIG, None));
+            self.manifests.push(row(id, size, MEDIA_IMAGE, None));
         }
         let tag = signature_tag(id);
         self.manifests.retain(|r| r.name() != Some(&tag));
@@ -116,13 +116,13 @@ impl Index {
 
     /// Gives `name` to the image `id`, taking it from another one. False: `id` is not there.
     pub fn tag(&mut self, id: &ImageId, name: &Name) -> bool {
-        let Some(size) = self.manifests.iter().find(|r| r.id() == Some(*id) && r.is(MEDIA_CONFIG)).map(|r| r.size)
+        let Some(size) = self.manifests.iter().find(|r| r.id() == Some(*id) && r.is(MEDIA_IMAGE)).map(|r| r.size)
         else {
             return false;
         };
         self.untag(name);
         self.manifests.retain(|r| !(r.id() == Some(*id) && r.name().is_none()));
-        self.manifests.push(row(id, size, MEDIA_CONFIG, Some(name.to_string())));
+        self.manifests.push(row(id, size, MEDIA_IMAGE, Some(name.to_string())));
         self.sort();
         true
     }

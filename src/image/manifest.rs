@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 pub const MEDIA_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// Also the manifest's `artifactType`.
-pub const MEDIA_CONFIG: &str = "application/vnd.kiln.image.config.v1+json";
+/// The manifest's `artifactType`: what makes it an image of ours.
+pub const MEDIA_IMAGE: &str = "application/vnd.kiln.image.v1";
+/// The config's type is the common one: plain `skopeo inspect` refuses any other, and ignores our fields.
+pub const MEDIA_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const MEDIA_KERNEL: &str = "application/vnd.kiln.kernel.v1";
 pub const MEDIA_INITRAMFS: &str = "application/vnd.kiln.initramfs.v1+cpio";
 pub const MEDIA_LAYER: &str = "application/vnd.kiln.layer.v1+squashfs";
@@ -41,7 +43,40 @@ pub struct Descriptor {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl Manifest {
+    /// The manifest of an image: digests and sizes of its blobs, the layers (named) bottom up.
+    pub fn new(
+        config: (Digest, u64),
+        kernel: (Digest, u64),
+        initramfs: (Digest, u64),
+        layers: &[(&str, (Digest, u64))],
+    ) -> Manifest {
+        let named = layers.iter().map(|(name, blob)| {
+            let annotations = BTreeMap::from([(ANNOTATION_NAME.to_string(), name.to_string())]);
+            Descriptor { annotations, ..Descriptor::new(MEDIA_LAYER, *blob) }
+        });
+        let boot = [Descriptor::new(MEDIA_KERNEL, kernel), Descriptor::new(MEDIA_INITRAMFS, initramfs)];
+        Manifest {
+            schema_version: 2,
+            media_type: MEDIA_MANIFEST.into(),
+            artifact_type: MEDIA_IMAGE.into(),
+            config: Descriptor::new(MEDIA_CONFIG, config),
+            layers: boot.into_iter().chain(named).collect(),
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    /// The bytes that the id is the digest of: sign and store these.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a manifest is plain JSON")
+    }
+}
+
 impl Descriptor {
+    pub fn new(media_type: &str, (digest, size): (Digest, u64)) -> Descriptor {
+        Descriptor { media_type: media_type.into(), digest, size, annotations: BTreeMap::new() }
+    }
+
     /// What it is, for people: `layer role`, `kernel`, `config`.
     pub fn label(&self) -> String {
         match (self.media_type.as_str(), self.annotations.get(ANNOTATION_NAME)) {
@@ -108,8 +143,11 @@ impl Image {
     /// Parses manifest bytes. Errors say what is wrong with them.
     pub fn parse(bytes: &[u8]) -> Result<Image, String> {
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| format!("manifest is not valid: {e}"))?;
-        if manifest.media_type != MEDIA_MANIFEST || manifest.artifact_type != MEDIA_CONFIG {
-            return Err(format!("manifest is of type {}, not kiln's {MEDIA_CONFIG}", manifest.artifact_type));
+        if manifest.media_type != MEDIA_MANIFEST || manifest.artifact_type != MEDIA_IMAGE {
+            return Err(format!("manifest is of type {}, not kiln's {MEDIA_IMAGE}", manifest.artifact_type));
+        }
+        if manifest.config.media_type != MEDIA_CONFIG {
+            return Err(format!("manifest's config is of type {}, not {MEDIA_CONFIG}", manifest.config.media_type));
         }
         let types: Vec<&str> = manifest.layers.iter().map(|l| l.media_type.as_str()).collect();
         let shape = types.len() >= 3

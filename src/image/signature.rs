@@ -6,7 +6,6 @@ use super::id::{Digest, ImageId};
 use super::manifest::{Descriptor, MEDIA_MANIFEST};
 use super::sign::Envelope;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// `artifactType` of the signature's manifest.
 pub const MEDIA_SIGNATURE: &str = "application/vnd.kiln.signature.v1";
@@ -76,10 +75,5 @@ impl SignatureManifest {
 }
 
 fn descriptor(media_type: &str, bytes: &[u8]) -> Descriptor {
-    Descriptor {
-        media_type: media_type.into(),
-        digest: Digest::of(bytes),
-        size: bytes.len() as u64,
-        annotations: BTreeMap::new(),
-    }
+    Descriptor::new(media_type, (Digest::of(bytes), bytes.len() as u64))
 }

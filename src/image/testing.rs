@@ -1,11 +1,10 @@
 //! Tiny images for tests.
 
 use super::id::{Digest, ImageId};
-use super::manifest::*;
+use super::manifest::{Config, Manifest};
 use super::sign::{self, Envelope};
 use super::store::Store;
 use ed25519_dalek::SigningKey;
-use std::collections::BTreeMap;
 
 /// An image in memory.
 pub struct TestImage {
@@ -51,25 +50,8 @@ pub fn image(release: &str, role: &str, number: u8) -> TestImage {
         b"initramfs".to_vec(),
         [&[number; 3000][..], release.as_bytes(), role.as_bytes()].concat(),
     ];
-    let types = [MEDIA_CONFIG, MEDIA_KERNEL, MEDIA_INITRAMFS, MEDIA_LAYER];
-    let mut descriptors = blobs.iter().zip(types).map(|(bytes, media_type)| Descriptor {
-        media_type: media_type.into(),
-        digest: Digest::of(bytes),
-        size: bytes.len() as u64,
-        annotations: match media_type {
-            MEDIA_LAYER => BTreeMap::from([(ANNOTATION_NAME.into(), "role".into())]),
-            _ => BTreeMap::new(),
-        },
-    });
-    let manifest = Manifest {
-        schema_version: 2,
-        media_type: MEDIA_MANIFEST.into(),
-        artifact_type: MEDIA_CONFIG.into(),
-        config: descriptors.next().expect("the first is the config"),
-        layers: descriptors.collect(),
-        annotations: BTreeMap::new(),
-    };
-    let manifest = serde_json::to_vec(&manifest).expect("plain JSON");
+    let sizes: Vec<(Digest, u64)> = blobs.iter().map(|b| (Digest::of(b), b.len() as u64)).collect();
+    let manifest = Manifest::new(sizes[0], sizes[1], sizes[2], &[("role", sizes[3])]).encode();
     let envelope = sign::sign(&manifest, &builder());
     TestImage { id: Digest::of(&manifest), manifest, envelope, config, blobs }
 }

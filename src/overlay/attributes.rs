@@ -77,3 +77,44 @@ pub fn apply(tree: &mut Tree, attributes: Vec<Attributes>, file: &str) -> Vec<Pr
     }
     problems
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn attributes_are_read_and_mistakes_have_their_line() {
+        let read = parse("[file.\"etc/a\"]\nmode = \"0640\"\ngroup = \"mysql\"\n", "overlay.toml").unwrap();
+        assert_eq!(read[0].path.value, "etc/a");
+        assert_eq!(read[0].mode.as_ref().map(|m| m.value), Some(0o640));
+        assert_eq!((read[0].owner.as_deref(), read[0].group.as_deref()), (None, Some("mysql")));
+        for (label, text, want) in [
+            (
+                "decimal",
+                "[file.\"etc/a\"]\nmode = 640\n",
+                "o:2: file.\"etc/a\".mode: expected a string, found an integer",
+            ),
+            ("not octal", "[file.\"etc/a\"]\nmode = \"0680\"\n", "\"0680\" is not a mode"),
+            ("too long", "[file.\"etc/a\"]\nmode = \"010640\"\n", "is not a mode"),
+            ("sign", "[file.\"etc/a\"]\nmode = \"+640\"\n", "is not a mode"),
+            ("owner", "[file.\"etc/a\"]\nowner = \"0:0\"\n", "is not a user's name"),
+            ("absolute", "[file.\"/etc/a\"]\n", "is not a relative path"),
+            ("upwards", "[file.\"../a\"]\n", "is not a relative path"),
+            ("unknown key", "[file.\"etc/a\"]\nuser = \"x\"\n", "unknown key; known here: group, mode, owner"),
+            ("unknown table", "[files.\"etc/a\"]\n", "files: unknown key; known here: file"),
+        ] {
+            let problems = parse(text, "o").expect_err(label).to_string();
+            assert!(problems.contains(want), "{label}: {problems}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(text in any::<String>(), near in "\\[file\\.\"[a-z/.]{0,9}\"\\]\n(mode|owner) = [\"0-7a-z{}]{0,9}\n") {
+            for text in [text, near] {
+                let _ = parse(&text, "o").map(|attributes| apply(&mut Tree::default(), attributes, "o"));
+            }
+        }
+    }
+}

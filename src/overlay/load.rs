@@ -102,7 +102,7 @@ impl Walk<'_> {
         }
         if depth > DEPTH_MAX || self.tree.entries.len() >= ENTRIES_MAX {
             let message = format!("an overlay has at most {ENTRIES_MAX} entries, {DEPTH_MAX} folders deep");
-            self.problems.push(super::problem(&self.overlay.to_string(), message));
+            self.problems.push(super::problem(self.overlay, message));
             return Ok(());
         }
         let metadata = fs::symlink_metadata(path).with_context(|| format!("reading overlay entry {shown}"))?;

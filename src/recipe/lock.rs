@@ -316,3 +316,6 @@ impl LockedRecipe {
         if problems.is_empty() { Ok(LockedRecipe { recipe, lock }) } else { Err(Problems(problems)) }
     }
 }
+
+#[cfg(test)]
+mod tests;

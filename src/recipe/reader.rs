@@ -410,7 +410,7 @@ pub fn refuse_twice<T: Ord + Clone + std::fmt::Display>(
     owner: &str,
 ) {
     if let Some(first) = seen.get(&place.value) {
-        table.problem_at(place, format!("{} is already {first}'s", place.value));
+        table.problem_at(place, format!("{} already belongs to {first}", place.value));
     } else {
         seen.insert(place.value.clone(), owner.to_string());
     }

@@ -94,7 +94,7 @@ pub fn installed(status: &str) -> Vec<Installed> {
 pub fn simulated(output: &str) -> Vec<(String, String, String)> {
     let one = |line: &str| {
         let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
-        let inner = &rest[rest.find('(')? + 1..rest.rfind(')')?];
+        let inner = rest.get(rest.find('(')? + 1..rest.rfind(')')?)?;
         let arch = inner.rsplit_once('[')?.1.trim_end_matches(']');
         Some((name.split(':').next()?.into(), inner.split_whitespace().next()?.into(), arch.into()))
     };

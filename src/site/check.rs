@@ -119,3 +119,6 @@ fn state_fact(state: &StateDisk) -> Option<String> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

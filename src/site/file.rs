@@ -389,3 +389,6 @@ pub fn ssh_key(text: &str) -> Result<String, String> {
     }
     Ok(text.trim().to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,3 +68,54 @@ impl Secrets {
         if missing.is_empty() { Ok(found) } else { Err(format!("secrets.toml has no {}", missing.join(", "))) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn nested_and_dotted_names_mean_the_same() {
+        let text = "plain = \"p\"\n[galera]\nsst = \"a\"\n\"x.y\" = \"b\"\n[deep.er]\nz = \"c\"\n";
+        let secrets = parse(text, "secrets.toml").unwrap();
+        assert_eq!(secrets.names().collect::<Vec<_>>(), ["deep.er.z", "galera.sst", "galera.x.y", "plain"]);
+        assert_eq!(secrets.get("galera.sst"), Some("a"));
+        let only = secrets.only(&["plain".to_string()]).unwrap();
+        assert_eq!(only, BTreeMap::from([("plain".to_string(), "p".to_string())]));
+        let missing = secrets.only(&["no.such".to_string(), "plain".to_string(), "nor.this".to_string()]).unwrap_err();
+        assert_eq!(missing, "secrets.toml has no no.such, nor.this");
+    }
+
+    #[test]
+    fn mistakes_are_told_without_the_value() {
+        const CANARY: &str = "hunter2canary";
+        for (label, text, want) in [
+            ("twice", "\"a.b\" = \"hunter2canary\"\n[a]\nb = \"hunter2canary\"\n", "is given twice"),
+            ("number", "[a]\nb = 5\n", "s:2: a.b: expected a string, found an integer"),
+            ("list", "a = [\"hunter2canary\"]\n", "s:1: a: expected a string, found an array"),
+            ("empty", "a = \"\"\n", "must hold 1 to"),
+            ("zero", "a = \"hunter2canary\\u0000\"\n", "none of them zero"),
+            ("name", "A = \"hunter2canary\"\n", "is not a secret's name"),
+            ("path", "\"../a\" = \"hunter2canary\"\n", "is not a secret's name"),
+            ("quote forgotten", "a = \"hunter2canary\n", "not valid TOML"),
+            ("quotes forgotten", "a = hunter2canary\n", "not valid TOML"),
+            ("equals forgotten", "a \"hunter2canary\"\n", "not valid TOML"),
+            ("bad escape", "a = \"\\hunter2canary\"\n", "not valid TOML"),
+            ("after the value", "a = \"x\" hunter2canary\n", "not valid TOML"),
+        ] {
+            let problems = parse(text, "s").expect_err(label).to_string();
+            assert!(problems.contains(want), "{label}: {problems}");
+            assert!(!problems.contains(CANARY), "{label}: {problems}");
+        }
+        let secrets = parse("a = \"hunter2canary\"", "s").unwrap();
+        assert_eq!(format!("{secrets:?}"), "{\"a\"}");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(text in any::<String>(), near in "([a-z\"\\.]{1,6}[ =\\[\\]{}]{1,3}[\"'0-9a-z]{0,9}\n){0,5}") {
+            let _ = parse(&text, "s");
+            let _ = parse(&near, "s");
+        }
+    }
+}

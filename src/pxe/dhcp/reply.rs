@@ -470,3 +470,6 @@ pub fn size_max(packet: &Packet) -> usize {
     let said = packet.get(code::MAX_SIZE).and_then(|v| <[u8; 2]>::try_from(v).ok()).map(u16::from_be_bytes);
     usize::from(said.unwrap_or(0)).clamp(SIZE_MIN_BYTES, SIZE_MAX_BYTES) - IP_UDP_BYTES
 }
+
+#[cfg(test)]
+mod tests;

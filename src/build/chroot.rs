@@ -1,0 +1,249 @@
+//! The place where packages are installed: mounts that no other process sees and that vanish with
+//! the build however it ends, and commands that run in the tree without network, with a clean
+//! environment and processes of their own.
+
+use crate::sys::{command, files};
+use anyhow::{Context, Result, bail};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::CloneFlags;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// A stage's maintainer scripts end within this, even in emulation.
+pub const INSTALL_TIMEOUT: Duration = Duration::from_secs(3 * 3600);
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Old package tools walk all possible descriptors: a huge limit makes them crawl.
+const OPEN_FILES_MAX: u64 = 1024;
+/// What scripts see as the machine's name.
+const HOSTNAME: &str = "kiln";
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Takes this process (and what it starts from now on) out of the host's mounts and name, and fixes
+/// what a caller's shell may have set. Call it once, before any thread exists.
+pub fn isolate() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("kiln build must run as root: it mounts, and packages' files have owners");
+    }
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)
+        .context("leaving the host's mounts (kiln build needs CAP_SYS_ADMIN)")?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .context("making mounts private")?;
+    nix::unistd::sethostname(HOSTNAME).context("setting the builds' hostname")?;
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    let limit = OPEN_FILES_MAX.min(hard);
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, limit, limit)
+        .context("limiting open files")
+}
+
+/// A work folder below `<cache>/work` that is locked while its build lives and removed at its end,
+/// or, after a kill, by the next build.
+pub struct Work {
+    pub path: PathBuf,
+    _lock: nix::fcntl::Flock<fs::File>,
+}
+
+impl Work {
+    pub fn new(cache: &Path) -> Result<Work> {
+        let all = cache.join("work");
+        fs::create_dir_all(&all).with_context(|| format!("creating {}", all.display()))?;
+        let _gate = files::lock(&all.join(".lock"))?;
+        for entry in fs::read_dir(&all).context("listing work folders")?.flatten() {
+            if entry.path().is_dir() && try_lock(&entry.path())?.is_some() {
+                files::remove_tree(&entry.path())?;
+            }
+        }
+        let path = tempfile::Builder::new().prefix("build-").tempdir_in(&all)?.keep();
+        let lock = try_lock(&path)?.with_context(|| format!("locking {}", path.display()))?;
+        Ok(Work { path, _lock: lock })
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let _ = files::remove_tree(&self.path); // the next build would do it
+    }
+}
+
+/// The lock on a work folder, or `None` while its build lives.
+fn try_lock(path: &Path) -> Result<Option<nix::fcntl::Flock<fs::File>>> {
+    let dir = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    match nix::fcntl::Flock::lock(dir, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, e)) => Err(e).with_context(|| format!("locking {}", path.display())),
+    }
+}
+
+/// Something mounted, unmounted at its end.
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH); // the namespace's end does it too
+    }
+}
+
+fn made(path: &Path) -> Result<&Path> {
+    fs::create_dir_all(path).with_context(|| format!("creating {}", path.display()))?;
+    Ok(path)
+}
+
+/// Mounts a squashfs file read-only.
+pub fn mount_squashfs(file: &Path, at: &Path) -> Result<Mounted> {
+    made(at)?;
+    let mut line = Command::new("mount");
+    line.args(["-t", "squashfs", "-o", "ro,loop"]).arg(file).arg(at);
+    command::run_ok(&mut line, b"", MOUNT_TIMEOUT).with_context(|| format!("mounting {}", file.display()))?;
+    Ok(Mounted(at.to_path_buf()))
+}
+
+/// Mounts `lowers` (lowest first) read-only as one tree.
+pub fn mount_layers(lowers: &[&Path], scratch: &Path, at: &Path) -> Result<Mounted> {
+    let empty = scratch.join("empty");
+    made(&empty)?;
+    // overlayfs wants at least two lower folders when nothing is written.
+    let option = format!("lowerdir={}:{}", stacked(lowers), escaped(&empty));
+    mount_overlay(&option, at)
+}
+
+/// Mounts `lowers` (lowest first) with what is written going to `upper`. Nothing is ever synced:
+/// what a power cut leaves is thrown away anyway.
+pub fn mount_writable(lowers: &[&Path], upper: &Path, scratch: &Path, at: &Path) -> Result<Mounted> {
+    let (empty, work) = (scratch.join("empty"), scratch.join("overlay-work"));
+    made(&empty)?;
+    made(&work)?;
+    made(upper)?;
+    fs::set_permissions(upper, fs::Permissions::from_mode(0o755)).context("setting the root folder's mode")?;
+    let lowers = if lowers.is_empty() { escaped(&empty) } else { stacked(lowers) };
+    // The options keep the upper folder free of what only this very overlay could read.
+    const PLAIN: &str = "redirect_dir=off,index=off,metacopy=off,volatile";
+    mount_overlay(&format!("lowerdir={lowers},upperdir={},workdir={},{PLAIN}", escaped(upper), escaped(&work)), at)
+}
+
+fn mount_overlay(options: &str, at: &Path) -> Result<Mounted> {
+    made(at)?;
+    mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options))
+        .with_context(|| format!("mounting an overlay with {options}"))?;
+    Ok(Mounted(at.to_path_buf()))
+}
+
+/// overlayfs lists the uppermost first.
+fn stacked(lowers: &[&Path]) -> String {
+    lowers.iter().rev().map(|p| escaped(p)).collect::<Vec<_>>().join(":")
+}
+
+/// A path in overlayfs's options.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace('\\', r"\\").replace(':', r"\:").replace(',', r"\,")
+}
+
+/// A tree with what maintainer scripts expect mounted: /dev, /sys, and empty /run and /tmp that
+/// leave nothing in the image.
+pub struct Chroot {
+    root: PathBuf,
+    epoch: u64,
+    _mounts: Vec<Mounted>,
+}
+
+impl Chroot {
+    pub fn new(root: &Path, epoch: u64) -> Result<Chroot> {
+        let mut mounts = Vec::new();
+        for (name, mode) in [("dev", "755"), ("run", "755"), ("tmp", "1777")] {
+            let at = root.join(name);
+            made(&at)?;
+            let options = format!("mode={mode}");
+            mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::MS_NOSUID, Some(options.as_str()))
+                .with_context(|| format!("mounting {}", at.display()))?;
+            mounts.push(Mounted(at));
+        }
+        let sys = root.join("sys");
+        made(&sys)?;
+        made(&root.join("proc"))?;
+        let read_only = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+        mount(Some("sysfs"), &sys, Some("sysfs"), read_only, None::<&str>).context("mounting /sys of the tree")?;
+        mounts.push(Mounted(sys));
+        fill_dev(&root.join("dev"))?;
+        Ok(Chroot { root: root.to_path_buf(), epoch, _mounts: mounts })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Shows a folder of the host at a path of the tree, read-only, for as long as the answer lives.
+    pub fn bind(&self, from: &Path, at: &str) -> Result<Mounted> {
+        let at = self.root.join(at);
+        made(&at)?;
+        let bind = MsFlags::MS_BIND;
+        mount(Some(from), &at, None::<&str>, bind, None::<&str>)
+            .and_then(|()| {
+                mount(None::<&str>, &at, None::<&str>, bind | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
+            })
+            .with_context(|| format!("binding {} to {}", from.display(), at.display()))?;
+        Ok(Mounted(at))
+    }
+
+    /// Runs a program of the tree in the tree.
+    pub fn run(&self, arguments: &[&str]) -> Result<command::Output> {
+        let mut line = self.bare(true);
+        line.args(arguments);
+        command::run_ok(&mut line, b"", INSTALL_TIMEOUT)
+    }
+
+    /// A command line to which a program of the host is appended: it runs outside of the tree, but
+    /// with the tree's /proc, without network, and everything that it starts dies with it.
+    pub fn outside(&self) -> Command {
+        self.bare(false)
+    }
+
+    fn bare(&self, inside: bool) -> Command {
+        let mut line = Command::new("unshare");
+        line.args(["--fork", "--kill-child", "--pid", "--net", "--ipc"]);
+        if inside {
+            line.arg("--root").arg(&self.root).arg("--wd=/").arg("--mount-proc");
+        } else {
+            line.arg(format!("--mount-proc={}", self.root.join("proc").display()));
+        }
+        line.env_clear().env("PATH", PATH).env("HOME", "/root").env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
+        line.env("DEBIAN_FRONTEND", "noninteractive").env("DEBCONF_NONINTERACTIVE_SEEN", "true");
+        line.env("SOURCE_DATE_EPOCH", self.epoch.to_string());
+        // The distribution's own initramfs is never used: it is not even made.
+        line.env("INITRD", "No");
+        line
+    }
+}
+
+/// The devices that any program may expect.
+fn fill_dev(dev: &Path) -> Result<()> {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    for (name, major, minor) in
+        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
+    {
+        let node = dev.join(name);
+        mknod(&node, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))
+            .with_context(|| format!("making device {}", node.display()))?;
+        fs::set_permissions(&node, fs::Permissions::from_mode(0o666)).context("opening a device to all")?;
+    }
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
+        symlink(target, dev.join(name)).context("linking a device")?;
+    }
+    for name in ["shm", "pts"] {
+        made(&dev.join(name))?;
+    }
+    Ok(())
+}

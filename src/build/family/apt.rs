@@ -1,0 +1,281 @@
+//! Debian: packages from the cache, ordered by the host's apt, installed by the tree's own dpkg.
+//! The archive's essential packages are unpacked first, so that there is a dpkg to run.
+
+use crate::build::chroot::Chroot;
+use crate::build::users::{self, Accounts};
+use crate::recipe::lock::LockedPackage;
+use crate::repo::apt::Apt;
+use crate::repo::{apt, deb822, fetch, packages};
+use crate::sys::{command, files};
+use anyhow::{Context, Result, bail};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(120);
+/// dpkg's status of a whole node is some 2 MB.
+const STATUS_MAX_BYTES: u64 = 64 << 20;
+const ACCOUNTS_MAX_BYTES: u64 = 4 << 20;
+/// Where the tree sees the package cache during the build.
+const PACKAGES: &str = "run/apt/flat/packages";
+
+/// What one stage installs.
+pub struct Stage<'a> {
+    pub cache: &'a Path,
+    /// A folder of this build.
+    pub scratch: &'a Path,
+    /// Packages of the stages before, which are in the tree.
+    pub earlier: &'a [&'a LockedPackage],
+    pub packages: &'a [&'a LockedPackage],
+    pub users: &'a BTreeMap<String, u32>,
+    pub epoch: u64,
+}
+
+/// Installs the stage into `root`. Afterwards the tree's package list is exactly the lock's.
+pub fn install(root: &Path, stage: &Stage, say: &dyn Fn(&str)) -> Result<()> {
+    let controls = controls(stage)?;
+    if stage.earlier.is_empty() {
+        prepare(root)?;
+    }
+    let chroot = Chroot::new(root, stage.epoch)?;
+    let _packages = chroot.bind(&stage.cache.join("packages/sha256"), PACKAGES)?;
+    let policy = root.join("usr/sbin/policy-rc.d");
+    if stage.earlier.is_empty() {
+        bootstrap(&chroot, stage, &controls, &policy, say)?;
+    }
+    forbid_services(&policy)?;
+    say("installing packages");
+    install_rest(&chroot, stage, &controls)?;
+    fs::remove_file(&policy).with_context(|| format!("removing {}", policy.display()))?;
+    check_installed(root, stage)
+}
+
+/// Each package's control paragraph, by sha256; read once and kept in the cache.
+fn controls(stage: &Stage) -> Result<BTreeMap<String, String>> {
+    let folder = stage.cache.join("packages/control");
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let found = std::sync::Mutex::new(BTreeMap::new());
+    fetch::parallel(stage.packages, |p| {
+        let kept = folder.join(&p.sha256);
+        let text = match fs::read_to_string(&kept) {
+            Ok(text) => text,
+            Err(_) => {
+                let mut line = Command::new("dpkg-deb");
+                line.arg("--field").arg(fetch::place(stage.cache, &p.sha256));
+                let text = command::run_ok(&mut line, b"", CONTROL_TIMEOUT)
+                    .with_context(|| format!("reading package {}", p.name))?
+                    .text();
+                files::write_atomic(&kept, text.as_bytes(), 0o644)?;
+                text
+            }
+        };
+        let stanzas = deb822::stanzas(&text);
+        let says = |key| stanzas.first().and_then(|s| s.get(key)).unwrap_or_default().to_string();
+        if (says("Package"), says("Version"), says("Architecture"))
+            != (p.name.clone(), p.version.clone(), p.arch.clone())
+        {
+            bail!("package file of {} {} calls itself {} {}", p.name, p.version, says("Package"), says("Version"));
+        }
+        found.lock().map_err(|_| anyhow::anyhow!("a worker panicked"))?.insert(p.sha256.clone(), text);
+        Ok(())
+    })?;
+    found.into_inner().map_err(|_| anyhow::anyhow!("a worker panicked"))
+}
+
+/// The folders and links that must be there before the first package: merged /usr and dpkg's files.
+fn prepare(root: &Path) -> Result<()> {
+    for folder in ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "var/lib/dpkg/info", "var/lib/dpkg/updates", "etc"] {
+        let path = root.join(folder);
+        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+    }
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        symlink(format!("usr/{name}"), root.join(name)).with_context(|| format!("linking /{name}"))?;
+    }
+    for file in ["var/lib/dpkg/status", "var/lib/dpkg/available"] {
+        fs::write(root.join(file), "").with_context(|| format!("creating {file}"))?;
+    }
+    Ok(())
+}
+
+/// Unpacks the essential packages, then installs them properly: accounts first, then the pinned
+/// users, then the rest.
+fn bootstrap(
+    chroot: &Chroot,
+    stage: &Stage,
+    controls: &BTreeMap<String, String>,
+    policy: &Path,
+    say: &dyn Fn(&str),
+) -> Result<()> {
+    say("unpacking essential packages");
+    let essential = essential(stage, controls)?;
+    for package in &essential {
+        unpack(&fetch::place(stage.cache, &package.sha256), chroot.root())
+            .with_context(|| format!("unpacking {}", package.name))?;
+    }
+    forbid_services(policy)?;
+    say("configuring essential packages");
+    let inside = |p: &&LockedPackage| format!("/{PACKAGES}/{}", p.sha256);
+    let dpkg = |packages: Vec<String>| {
+        let mut arguments =
+            vec!["dpkg", "--install", "--force-depends", "--force-unsafe-io", "--force-confold", "--force-confdef"];
+        arguments.extend(packages.iter().map(String::as_str));
+        chroot.run(&arguments).context("installing essential packages")
+    };
+    let first: Vec<&LockedPackage> = essential.iter().filter(|p| p.name == "base-passwd").copied().collect();
+    if first.is_empty() {
+        bail!("base-passwd is not among the locked packages: this is no Debian to start from");
+    }
+    dpkg(first.iter().map(inside).collect())?;
+    pin_users(chroot.root(), stage)?;
+    dpkg(essential.iter().filter(|p| p.name != "base-passwd").map(inside).collect())?;
+    Ok(())
+}
+
+/// The essential packages of this stage and what they need, in apt's order.
+fn essential<'a>(stage: &Stage<'a>, controls: &BTreeMap<String, String>) -> Result<Vec<&'a LockedPackage>> {
+    let apt = flat(&stage.scratch.join("essential"), stage.packages, controls)?;
+    let is_essential = |p: &&&LockedPackage| {
+        let stanzas = deb822::stanzas(controls.get(&p.sha256).map(String::as_str).unwrap_or_default());
+        stanzas.first().and_then(|s| s.get("Essential")) == Some("yes")
+    };
+    let names: Vec<String> = stage.packages.iter().filter(is_essential).map(|p| p.name.clone()).collect();
+    let solved = apt.solve(&names).context("ordering essential packages")?;
+    let find = |name: &String| stage.packages.iter().find(|p| p.name == *name).copied();
+    solved.iter().map(|(name, _, _)| find(name).with_context(|| format!("finding {name} in the lock"))).collect()
+}
+
+/// An apt that knows exactly these packages; their files lie in `packages` of its repository.
+fn flat(dir: &Path, packages: &[&LockedPackage], controls: &BTreeMap<String, String>) -> Result<Apt> {
+    let mut index = String::new();
+    for p in packages {
+        let control = controls.get(&p.sha256).map(|c| c.trim_end()).unwrap_or_default();
+        index += &format!("{control}\nFilename: packages/{0}\nSize: {1}\nSHA256: {0}\n\n", p.sha256, p.size);
+    }
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    apt::flat(dir, &index)
+}
+
+/// `dpkg-deb --fsys-tarfile FILE | tar --extract`.
+fn unpack(file: &Path, root: &Path) -> Result<()> {
+    let mut deb = Command::new("dpkg-deb");
+    deb.arg("--fsys-tarfile").arg(file).stdin(Stdio::null()).stdout(Stdio::piped());
+    command::die_with_parent(&mut deb);
+    let mut deb = deb.spawn().context("starting dpkg-deb")?;
+    let mut tar = Command::new("tar");
+    tar.args(["--extract", "--preserve-permissions", "--numeric-owner", "--keep-directory-symlink", "--directory"]);
+    tar.arg(root).stdin(deb.stdout.take().map_or_else(Stdio::null, Stdio::from));
+    command::die_with_parent(&mut tar);
+    let status = tar.status().context("starting tar")?;
+    let deb = deb.wait().context("waiting for dpkg-deb")?;
+    if status.success() && deb.success() { Ok(()) } else { bail!("dpkg-deb: {deb}, tar: {status}") }
+}
+
+/// invoke-rc.d and its kin start nothing while this file stands.
+fn forbid_services(policy: &Path) -> Result<()> {
+    fs::write(policy, "#!/bin/sh\nexit 101\n").with_context(|| format!("writing {}", policy.display()))?;
+    fs::set_permissions(policy, fs::Permissions::from_mode(0o755)).context("making policy-rc.d executable")
+}
+
+fn pin_users(root: &Path, stage: &Stage) -> Result<()> {
+    let names = ["etc/passwd", "etc/group", "etc/shadow", "etc/gshadow"];
+    let read = |name: &str| -> Result<String> {
+        let file = root.join(name);
+        if !file.exists() {
+            return Ok(String::new());
+        }
+        Ok(String::from_utf8(files::read_bounded(&file, ACCOUNTS_MAX_BYTES)?)?)
+    };
+    let mut accounts =
+        Accounts { passwd: read(names[0])?, group: read(names[1])?, shadow: read(names[2])?, gshadow: read(names[3])? };
+    let shadowed = !accounts.shadow.is_empty();
+    users::add(&mut accounts, stage.users, stage.epoch).map_err(anyhow::Error::msg).context("pinning users")?;
+    let mut texts = vec![accounts.passwd, accounts.group];
+    if shadowed {
+        texts.extend([accounts.shadow, accounts.gshadow]);
+    }
+    for (name, text) in names.iter().zip(texts) {
+        let file = root.join(name);
+        // Written in place: owner and mode are base-passwd's.
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Everything of the stage, by exact version; apt orders, the tree's dpkg installs.
+fn install_rest(chroot: &Chroot, stage: &Stage, controls: &BTreeMap<String, String>) -> Result<()> {
+    let apt = flat(&chroot.root().join("run/apt"), stage.packages, controls)?;
+    let mut line = chroot.outside();
+    line.arg("apt-get");
+    let root = chroot.root().display().to_string();
+    let status = chroot.root().join("var/lib/dpkg/status").display().to_string();
+    apt.arguments(
+        &mut line,
+        &[
+            ("Dir::State::status", status.as_str()),
+            ("DPkg::Chroot-Directory", root.as_str()),
+            ("DPkg::Use-Pty", "false"),
+            ("DPkg::Options::", "--force-unsafe-io"),
+            ("DPkg::Options::", "--force-confold"),
+            ("DPkg::Options::", "--force-confdef"),
+            ("APT::Get::AllowUnauthenticated", "true"),
+            ("APT::Get::Remove", "false"),
+            ("APT::Immediate-Configure", "false"),
+        ],
+    );
+    line.args(["--no-download", "install"]);
+    line.args(stage.packages.iter().map(|p| format!("{}={}", p.name, p.version)));
+    let output = command::run(&mut line, b"", crate::build::chroot::INSTALL_TIMEOUT)?;
+    if !output.status.success() {
+        let text = format!("{}{}", output.text(), String::from_utf8_lossy(&output.stderr));
+        let lines: Vec<&str> = text.lines().collect();
+        /// What a maintainer script said last stands at the end.
+        const LINES_SHOWN: usize = 40;
+        let end = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
+        bail!("{} from apt-get install; it ended with:\n{}", output.status, end.join("\n"));
+    }
+    Ok(())
+}
+
+/// The tree's package list must be the lock's: nothing more, nothing less, nothing half installed.
+fn check_installed(root: &Path, stage: &Stage) -> Result<()> {
+    let status = root.join("var/lib/dpkg/status");
+    let text = String::from_utf8(files::read_bounded(&status, STATUS_MAX_BYTES)?)?;
+    let found: BTreeSet<String> = packages::installed(&text)
+        .into_iter()
+        .map(|p| {
+            format!(
+                "{} {} {}{}",
+                p.name,
+                p.version,
+                p.arch,
+                if p.status == "install ok installed" { "" } else { " (not whole)" }
+            )
+        })
+        .collect();
+    let all = stage.earlier.iter().chain(stage.packages);
+    let wanted: BTreeSet<String> = all.map(|p| format!("{} {} {}", p.name, p.version, p.arch)).collect();
+    if found != wanted {
+        let differ: Vec<&String> = found.symmetric_difference(&wanted).collect();
+        bail!("installed packages are not the locked ones: {differ:?}");
+    }
+    Ok(())
+}
+
+/// The newest kernel of a tree: its release (`uname -r`) and its file.
+pub fn kernel(root: &Path) -> Result<(String, PathBuf)> {
+    let boot = root.join("boot");
+    let mut found: Vec<String> = fs::read_dir(&boot)
+        .with_context(|| format!("listing {}", boot.display()))?
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.strip_prefix("vmlinuz-").map(String::from))
+        .collect();
+    found.sort();
+    match found.as_slice() {
+        [one] => Ok((one.clone(), boot.join(format!("vmlinuz-{one}")))),
+        [] => bail!("no kernel in /boot: add one to the recipe, such as linux-image-amd64"),
+        several => bail!("several kernels in /boot ({}): lock one", several.join(", ")),
+    }
+}

@@ -1,0 +1,3 @@
+//! Distribution families: how the packages of a stage are installed into a tree.
+
+pub mod apt;

@@ -1,0 +1,421 @@
+//! From a tree to a squashfs: walked in a fixed order, normalised, streamed as tar to mksquashfs.
+//! The same tree gives the same bytes on any day, in any folder, with any number of processors.
+
+use super::normalise::{self, Fate};
+use super::users;
+use crate::recipe::{Compression, CompressionKind};
+use crate::sys::command;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Bigger blocks compress better and are read whole; nodes hold layers in memory anyway.
+const BLOCK: &str = "1M";
+/// mksquashfs would take a quarter of the machine.
+const MEMORY: &str = "1G";
+const VERSION_TIMEOUT: Duration = Duration::from_secs(30);
+/// One file of /etc that is edited on its way.
+const EDITED_MAX_BYTES: u64 = 16 << 20;
+
+/// One entry of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Below the root, without a leading slash.
+    pub path: String,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Unix seconds.
+    pub mtime: u64,
+    pub xattrs: Vec<(String, Vec<u8>)>,
+    pub body: Body,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    Dir,
+    /// A file on disk and its length.
+    File(PathBuf, u64),
+    Bytes(Vec<u8>),
+    Symlink(String),
+    /// Another name of an item that came before.
+    Hardlink(String),
+    /// major, minor; 0, 0 is overlayfs's mark for "removed here".
+    Char(u32, u32),
+    Block(u32, u32),
+    Fifo,
+}
+
+impl Item {
+    fn bytes(&self) -> u64 {
+        match &self.body {
+            Body::File(_, size) => *size,
+            Body::Bytes(bytes) => bytes.len() as u64,
+            _ => 0,
+        }
+    }
+}
+
+/// Bytes of all files.
+pub fn unpacked_bytes(items: &[Item]) -> u64 {
+    items.iter().map(Item::bytes).sum()
+}
+
+/// The normalised content of a stage's upper folder. `window`: first and last second of the
+/// installation by this machine's clock.
+pub fn walk(root: &Path, window: (i64, i64), epoch: u64) -> Result<Vec<Item>> {
+    let mut walk = Walk { root, window, epoch, items: Vec::new(), seen: BTreeMap::new() };
+    walk.folder("")?;
+    Ok(walk.items)
+}
+
+struct Walk<'a> {
+    root: &'a Path,
+    window: (i64, i64),
+    epoch: u64,
+    items: Vec<Item>,
+    /// (device, inode) -> first path, of files with several names.
+    seen: BTreeMap<(u64, u64), String>,
+}
+
+impl Walk<'_> {
+    fn folder(&mut self, path: &str) -> Result<()> {
+        let dir = self.root.join(path);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {
+            let name = entry.with_context(|| format!("listing {}", dir.display()))?.file_name();
+            match name.into_string() {
+                Ok(name) => names.push(name),
+                Err(name) => bail!("{} holds a file whose name is not UTF-8: {name:?}", dir.display()),
+            }
+        }
+        names.sort();
+        for name in names {
+            let path = if path.is_empty() { name } else { format!("{path}/{name}") };
+            self.one(path)?;
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, path: String) -> Result<()> {
+        let fate = normalise::fate(&path);
+        if fate == Fate::Drop {
+            return Ok(());
+        }
+        let file = self.root.join(&path);
+        let meta = fs::symlink_metadata(&file).with_context(|| format!("looking at {}", file.display()))?;
+        let kind = meta.file_type();
+        if kind.is_socket() {
+            return Ok(());
+        }
+        let device = (nix::sys::stat::major(meta.rdev()) as u32, nix::sys::stat::minor(meta.rdev()) as u32);
+        let body = if kind.is_dir() {
+            Body::Dir
+        } else if kind.is_symlink() {
+            let target = fs::read_link(&file).with_context(|| format!("reading link {}", file.display()))?;
+            Body::Symlink(target.to_str().with_context(|| format!("reading link {}", file.display()))?.to_string())
+        } else if kind.is_char_device() {
+            Body::Char(device.0, device.1)
+        } else if kind.is_block_device() {
+            Body::Block(device.0, device.1)
+        } else if kind.is_fifo() {
+            Body::Fifo
+        } else {
+            self.file(&path, file.clone(), &meta)?
+        };
+        let recurse = body == Body::Dir && fate == Fate::Keep;
+        self.items.push(Item {
+            mode: meta.mode() & 0o7777,
+            uid: meta.uid(),
+            gid: meta.gid(),
+            mtime: normalise::mtime(meta.mtime(), self.window, self.epoch),
+            xattrs: if kind.is_symlink() { Vec::new() } else { xattrs(&file)? },
+            path: path.clone(),
+            body,
+        });
+        if recurse { self.folder(&path) } else { Ok(()) }
+    }
+
+    fn file(&mut self, path: &str, file: PathBuf, meta: &fs::Metadata) -> Result<Body> {
+        if meta.nlink() > 1 {
+            if let Some(first) = self.seen.get(&(meta.dev(), meta.ino())) {
+                return Ok(Body::Hardlink(first.clone()));
+            }
+            self.seen.insert((meta.dev(), meta.ino()), path.to_string());
+        }
+        if matches!(path, "etc/shadow") {
+            let text = String::from_utf8(crate::sys::files::read_bounded(&file, EDITED_MAX_BYTES)?)?;
+            return Ok(Body::Bytes(users::settled_shadow(&text, self.epoch).into_bytes()));
+        }
+        Ok(Body::File(file, meta.len()))
+    }
+}
+
+/// The extended attributes that a layer keeps, sorted.
+fn xattrs(file: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut found = Vec::new();
+    for name in xattr_names(file).with_context(|| format!("listing attributes of {}", file.display()))? {
+        if normalise::keeps_xattr(&name) {
+            let value =
+                xattr(file, &name).with_context(|| format!("reading attribute {name} of {}", file.display()))?;
+            found.push((name, value));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The kernel's bounds (limits.h: XATTR_LIST_MAX, XATTR_SIZE_MAX).
+const XATTR_MAX_BYTES: usize = 65536;
+
+fn c_path(path: &Path) -> std::io::Result<std::ffi::CString> {
+    use std::os::unix::ffi::OsStrExt;
+    std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(std::io::Error::other)
+}
+
+fn xattr_names(file: &Path) -> std::io::Result<Vec<String>> {
+    let (path, mut buffer) = (c_path(file)?, vec![0u8; XATTR_MAX_BYTES]);
+    // SAFETY: path ends with a zero, buffer is as long as said.
+    let n = unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    let n = usize::try_from(n).map_err(|_| std::io::Error::last_os_error())?;
+    let names = buffer[..n].split(|b| *b == 0).filter(|n| !n.is_empty());
+    Ok(names.map(|n| String::from_utf8_lossy(n).into_owned()).collect())
+}
+
+fn xattr(file: &Path, name: &str) -> std::io::Result<Vec<u8>> {
+    let (path, mut buffer) = (c_path(file)?, vec![0u8; XATTR_MAX_BYTES]);
+    let name = std::ffi::CString::new(name).map_err(std::io::Error::other)?;
+    // SAFETY: both strings end with a zero, buffer is as long as said.
+    let n = unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    let n = usize::try_from(n).map_err(|_| std::io::Error::last_os_error())?;
+    buffer.truncate(n);
+    Ok(buffer)
+}
+
+/// The version line of the squashfs tool: it decides about a layer's bytes.
+pub fn tool_version() -> Result<String> {
+    let output = command::run(Command::new("mksquashfs").arg("-version"), b"", VERSION_TIMEOUT)
+        .context("asking mksquashfs for its version (Debian: apt-get install squashfs-tools)")?;
+    let text = output.text();
+    let line = text.lines().next().unwrap_or_default().trim();
+    if !line.starts_with("mksquashfs version") {
+        bail!("mksquashfs answers {line:?} when asked for its version");
+    }
+    Ok(line.to_string())
+}
+
+/// Packs `items` (parents before children) into the squashfs file `to`.
+pub fn pack(items: &[Item], compression: &Compression, epoch: u64, to: &Path) -> Result<()> {
+    let mut line = Command::new("mksquashfs");
+    line.arg("-").arg(to).args(["-tar", "-noappend", "-no-progress", "-quiet", "-exit-on-error"]);
+    line.args(["-b", BLOCK, "-mem", MEMORY, "-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"]);
+    line.arg("-root-time").arg(epoch.to_string()).arg("-mkfs-time").arg(epoch.to_string());
+    let level = compression.level.to_string();
+    match compression.kind {
+        CompressionKind::Zstd => line.args(["-comp", "zstd", "-Xcompression-level", &level]),
+        CompressionKind::Gzip => line.args(["-comp", "gzip", "-Xcompression-level", &level]),
+        CompressionKind::Xz => line.args(["-comp", "xz"]),
+    };
+    line.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    line.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command::die_with_parent(&mut line);
+    let mut child = line.spawn().with_context(|| format!("starting {}", command::shown(&line)))?;
+    let (stdin, mut stderr) = (child.stdin.take(), child.stderr.take());
+    let complaints = std::thread::spawn(move || {
+        let mut text = String::new();
+        let _ = stderr.as_mut().map(|e| e.read_to_string(&mut text));
+        text
+    });
+    let written = match stdin {
+        Some(pipe) => write_tar(items, BufWriter::with_capacity(1 << 20, pipe)),
+        None => Ok(()),
+    };
+    let status = child.wait().context("waiting for mksquashfs")?;
+    let complaints = complaints.join().unwrap_or_default();
+    if !status.success() {
+        bail!("{status} from: {}\n{}", command::shown(&line), complaints.trim());
+    }
+    written.context("writing a tar stream to mksquashfs")
+}
+
+/// Writes `items` as a tar stream: ustar headers, pax records for what they cannot hold.
+pub fn write_tar(items: &[Item], to: impl Write) -> Result<()> {
+    let mut tar = tar::Builder::new(to);
+    for item in items {
+        append(&mut tar, item).with_context(|| format!("writing {}", item.path))?;
+    }
+    tar.into_inner()?.flush()?;
+    Ok(())
+}
+
+fn append<W: Write>(tar: &mut tar::Builder<W>, item: &Item) -> Result<()> {
+    use tar::EntryType;
+    let mut pax: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(item.mode);
+    header.set_uid(item.uid.into());
+    header.set_gid(item.gid.into());
+    header.set_mtime(item.mtime);
+    header.set_size(item.bytes());
+    let name = if item.body == Body::Dir { format!("{}/", item.path) } else { item.path.clone() };
+    put(&mut header.as_mut_bytes()[..100], &name, "path", &mut pax);
+    let device = |header: &mut tar::Header, major, minor| -> Result<()> {
+        header.set_device_major(major)?;
+        header.set_device_minor(minor)?;
+        Ok(())
+    };
+    let kind = match &item.body {
+        Body::Dir => EntryType::Directory,
+        Body::File(..) | Body::Bytes(_) => EntryType::Regular,
+        Body::Symlink(target) => {
+            put(&mut header.as_mut_bytes()[157..257], target, "linkpath", &mut pax);
+            EntryType::Symlink
+        }
+        Body::Hardlink(first) => {
+            put(&mut header.as_mut_bytes()[157..257], first, "linkpath", &mut pax);
+            EntryType::Link
+        }
+        Body::Char(major, minor) => {
+            device(&mut header, *major, *minor)?;
+            EntryType::Char
+        }
+        Body::Block(major, minor) => {
+            device(&mut header, *major, *minor)?;
+            EntryType::Block
+        }
+        Body::Fifo => EntryType::Fifo,
+    };
+    header.set_entry_type(kind);
+    pax.extend(item.xattrs.iter().map(|(name, value)| (format!("SCHILY.xattr.{name}"), value.clone())));
+    if !pax.is_empty() {
+        tar.append_pax_extensions(pax.iter().map(|(key, value)| (key.as_str(), value.as_slice())))?;
+    }
+    header.set_cksum();
+    match &item.body {
+        Body::File(path, size) => {
+            let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+            tar.append(&header, Exactly { from: file, left: *size })?;
+        }
+        Body::Bytes(bytes) => tar.append(&header, bytes.as_slice())?,
+        _ => tar.append(&header, std::io::empty())?,
+    }
+    Ok(())
+}
+
+/// Puts a text into a field of a header, or, when it does not fit, into a pax record.
+fn put(field: &mut [u8], text: &str, key: &str, pax: &mut Vec<(String, Vec<u8>)>) {
+    let mut end = text.len().min(field.len());
+    if text.len() > field.len() {
+        pax.push((key.to_string(), text.as_bytes().to_vec()));
+        end = field.len();
+    }
+    field[..end].copy_from_slice(&text.as_bytes()[..end]);
+}
+
+/// A file that must be as long as it was when it was looked at: else the stream would be torn.
+struct Exactly<R> {
+    from: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Exactly<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let room = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let n = self.from.read(&mut buffer[..room])?;
+        if n == 0 && room > 0 {
+            return Err(std::io::Error::other("the file became shorter while it was read"));
+        }
+        self.left -= n as u64;
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    const EPOCH: u64 = 1_700_000_000;
+
+    fn tree() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        for folder in ["etc", "usr/bin", "var/log/x", "deep"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        fs::write(root.join("usr/bin/a"), "program").unwrap();
+        fs::set_permissions(root.join("usr/bin/a"), fs::Permissions::from_mode(0o4755)).unwrap();
+        fs::hard_link(root.join("usr/bin/a"), root.join("usr/bin/b")).unwrap();
+        symlink("../usr/bin/a", root.join("etc/link")).unwrap();
+        fs::write(root.join("etc/machine-id"), "x").unwrap();
+        fs::write(root.join("etc/shadow"), "root:*:20000:::::\n").unwrap();
+        fs::write(root.join("deep").join("n".repeat(150)), "long").unwrap();
+        dir
+    }
+
+    fn now() -> i64 {
+        (crate::sys::clock::now_ms() / 1000) as i64
+    }
+
+    #[test]
+    fn a_tree_is_normalised() {
+        let start = now();
+        let dir = tree();
+        let items = walk(dir.path(), (start - 1, now() + 1), EPOCH).unwrap();
+        let paths: Vec<&str> = items.iter().map(|i| i.path.as_str()).collect();
+        let long = format!("deep/{}", "n".repeat(150));
+        let want = [
+            "deep",
+            &long,
+            "etc",
+            "etc/link",
+            "etc/shadow",
+            "usr",
+            "usr/bin",
+            "usr/bin/a",
+            "usr/bin/b",
+            "var",
+            "var/log",
+        ];
+        assert_eq!(paths, want);
+        assert!(items.iter().all(|i| i.mtime == EPOCH));
+        assert_eq!(items[7].mode, 0o4755);
+        assert_eq!(items[8].body, Body::Hardlink("usr/bin/a".into()));
+        assert_eq!(items[4].body, Body::Bytes(b"root:*:19675:::::\n".to_vec()));
+    }
+
+    #[test]
+    fn a_tar_stream_says_all_and_is_the_same_for_a_copy() {
+        let stream = || {
+            let start = now();
+            let dir = tree();
+            let mut items = walk(dir.path(), (start - 1, now() + 1), EPOCH).unwrap();
+            items[6].xattrs.push(("trusted.overlay.opaque".into(), b"y".to_vec()));
+            let mut out = Vec::new();
+            write_tar(&items, &mut out).unwrap();
+            out
+        };
+        let bytes = stream();
+        assert_eq!(bytes, stream());
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let mut found = BTreeMap::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let marks = entry.pax_extensions().unwrap().into_iter().flatten().count();
+            let mode = entry.header().mode().unwrap();
+            let mut text = String::new();
+            let path = entry.path().unwrap().display().to_string();
+            entry.read_to_string(&mut text).unwrap();
+            found.insert(path, (mode, marks, text));
+        }
+        assert_eq!(found["usr/bin/a"], (0o4755, 0, "program".into()));
+        assert_eq!(found["usr/bin/"].1, 1);
+        assert_eq!(found[&format!("deep/{}", "n".repeat(150))].2, "long");
+    }
+}
