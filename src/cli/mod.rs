@@ -1,6 +1,7 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
 pub mod events;
+pub mod boot;
 pub mod exit;
 pub mod explain;
 pub mod image;
@@ -29,6 +30,8 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    /// Boots an image in virtual machines with real firmware, until a phase or a time-out.
+    Boot(boot::Args),
     Image(image::Arguments),
     Key(key::Arguments),
     Init(init::Args),
@@ -43,6 +46,7 @@ pub enum Verb {
 /// Runs the verb.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
+        Verb::Boot(args) => boot::run(args),
         Verb::Image(arguments) => image::run(arguments),
         Verb::Key(arguments) => key::run(arguments),
         Verb::Init(args) => init::run(args),
