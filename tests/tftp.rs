@@ -42,6 +42,10 @@ fn bytes(length: usize) -> Arc<[u8]> {
 }
 
 fn rig() -> Rig {
+    rig_on(Ipv4Addr::LOCALHOST)
+}
+
+fn rig_on(address: Ipv4Addr) -> Rig {
     let sizes = [("empty", 0), ("one", 1), ("block", 512), ("loader", 100_003), ("big", 40_000_000)];
     let mut files = HashMap::new();
     for (name, size) in sizes {
@@ -51,7 +55,7 @@ fn rig() -> Rig {
     let events = Arc::new(Mutex::new(Vec::new()));
     let sink = events.clone();
     let handle = Server::start(
-        SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
+        SocketAddrV4::new(address, 0),
         None,
         Arc::new(Known(files.clone())),
         Arc::new(move |event| sink.lock().unwrap().push(event)),
@@ -319,4 +323,69 @@ fn a_stopped_server_ends_its_transfers() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(client.error(), 0);
+}
+
+/// Two namespaces with one cable; they vanish with the value.
+struct Cable([String; 2]);
+
+impl Cable {
+    fn new(mtu: u32) -> Option<Cable> {
+        if !nix::unistd::geteuid().is_root() {
+            skip("not root");
+            return None;
+        }
+        if !tool("ip") {
+            return None;
+        }
+        let cable = Cable(["a", "b"].map(|end| format!("kt{}-{mtu}-{end}", std::process::id())));
+        for name in &cable.0 {
+            if !ip(&["netns", "add", name]) {
+                skip("network namespaces cannot be made here");
+                return None;
+            }
+        }
+        let [a, b] = &cable.0;
+        assert!(ip(&["-n", a, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b]));
+        for (name, address) in [(a, "10.78.0.1/24"), (b, "10.78.0.2/24")] {
+            assert!(ip(&["-n", name, "address", "add", address, "dev", "eth0"]));
+            assert!(ip(&["-n", name, "link", "set", "eth0", "mtu", &mtu.to_string(), "up"]));
+        }
+        Some(cable)
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            ip(&["netns", "delete", name]);
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> bool {
+    Command::new("ip").args(arguments).status().unwrap().success()
+}
+
+#[test]
+fn another_machine_gets_every_byte_at_any_mtu() {
+    for mtu in [1500, 1400] {
+        let Some(cable) = Cable::new(mtu) else { return };
+        if !tool("atftp") {
+            return;
+        }
+        let path = format!("/run/netns/{}", cable.0[0]);
+        let enter = move || {
+            let file = std::fs::File::open(path).unwrap();
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            // The wildcard: answers must come from the address that was asked.
+            rig_on(Ipv4Addr::UNSPECIFIED)
+        };
+        let rig = std::thread::spawn(enter).join().unwrap();
+        for window in ["windowsize 1", "windowsize 16", "windowsize 64"] {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", &cable.0[1], "atftp", "--option", "blksize 1468", "--option", window]);
+            command.args(["--get", "-r", "big.file", "-l", "out", "10.78.0.1", &rig.port()]);
+            fetch(&rig, "big.file", &mut command);
+        }
+    }
 }
