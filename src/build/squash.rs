@@ -2,6 +2,7 @@
 //! The same tree gives the same bytes on any day, in any folder, with any number of processors.
 
 use super::normalise::{self, Fate};
+use super::tree::{Index, Kind, Node};
 use super::users;
 use crate::recipe::{Compression, CompressionKind};
 use crate::sys::command;
@@ -155,6 +156,48 @@ impl Walk<'_> {
         }
         Ok(Body::File(file, meta.len()))
     }
+}
+
+/// What stands where in a mounted tree.
+pub fn index(root: &Path) -> Result<Index> {
+    let mut index = Index::new();
+    let mut pending = vec![String::new()];
+    while let Some(folder) = pending.pop() {
+        let dir = root.join(&folder);
+        for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {
+            let entry = entry.with_context(|| format!("listing {}", dir.display()))?;
+            let Ok(name) = entry.file_name().into_string() else {
+                bail!("{} holds a file whose name is not UTF-8: {:?}", dir.display(), entry.file_name());
+            };
+            let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+            let node = node(&entry.path())?;
+            if node.kind == Kind::Dir {
+                pending.push(path.clone());
+            }
+            index.insert(path, node);
+        }
+    }
+    Ok(index)
+}
+
+fn node(file: &Path) -> Result<Node> {
+    let meta = fs::symlink_metadata(file).with_context(|| format!("looking at {}", file.display()))?;
+    let kind = meta.file_type();
+    let kind = if kind.is_dir() {
+        Kind::Dir
+    } else if kind.is_file() {
+        Kind::File(meta.len())
+    } else if kind.is_symlink() {
+        let target = fs::read_link(file).with_context(|| format!("reading link {}", file.display()))?;
+        Kind::Symlink(target.to_string_lossy().into_owned())
+    } else if kind.is_char_device() || kind.is_block_device() {
+        Kind::Device
+    } else {
+        Kind::Other
+    };
+    let program = matches!(kind, Kind::File(_)) && meta.mode() & 0o111 != 0;
+    let capable = program && xattr(file, "security.capability").is_ok();
+    Ok(Node { kind, mode: meta.mode() & 0o7777, uid: meta.uid(), gid: meta.gid(), capable })
 }
 
 /// The extended attributes that a layer keeps, sorted.

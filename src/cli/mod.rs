@@ -1,5 +1,6 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
+pub mod build;
 pub mod exit;
 pub mod init;
 pub mod lock;
@@ -22,6 +23,7 @@ pub struct Cli {
 pub enum Verb {
     Init(init::Args),
     Lock(lock::Arguments),
+    Build(build::Arguments),
 }
 
 /// Runs the verb.
@@ -29,5 +31,6 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Init(args) => init::run(args),
         Verb::Lock(arguments) => lock::run(&arguments),
+        Verb::Build(arguments) => build::run(&arguments),
     }
 }

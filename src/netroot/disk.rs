@@ -65,7 +65,8 @@ fn text(path: &Path) -> Option<String> {
 /// SCSI's unit serial number page (SPC-4, 7.8.15): four bytes of head, then text.
 fn vpd_serial(path: &Path) -> Option<String> {
     let page = fs::read(path).ok()?;
-    let text = String::from_utf8_lossy(page.get(4..)?).trim_matches(|c: char| c.is_whitespace() || c == '\0').to_string();
+    let text =
+        String::from_utf8_lossy(page.get(4..)?).trim_matches(|c: char| c.is_whitespace() || c == '\0').to_string();
     (!text.is_empty()).then_some(text)
 }
 
@@ -146,9 +147,10 @@ pub fn look(device: &Path, sector: LogicalBlockSize) -> Result<Sight> {
     let tail = region(size - length as u64).with_context(reading)?;
     // A table that the other sector size explains is somebody's too: opening it here fails, and
     // the signature in `head` names it.
-    let names = gpt::GptConfig::new().logical_block_size(sector).open(device).ok().map(|table| {
-        table.partitions().values().filter(|p| p.is_used()).map(|p| p.name.clone()).collect::<Vec<_>>()
-    });
+    let names =
+        gpt::GptConfig::new().logical_block_size(sector).open(device).ok().map(|table| {
+            table.partitions().values().filter(|p| p.is_used()).map(|p| p.name.clone()).collect::<Vec<_>>()
+        });
     Ok(choice::sight(&head, &tail, names.as_deref()))
 }
 
@@ -168,9 +170,7 @@ pub fn write_table(device: &Path, sector: LogicalBlockSize, name: &str) -> Resul
     let align = ALIGNMENT_BYTES / sector.as_u64();
     let end = (table.header().last_usable + 1) / align * align;
     let length = end.checked_sub(align).filter(|l| *l > 0).context("disk is too small for a partition")?;
-    table
-        .add_partition_at(name, 1, align, length, gpt::partition_types::LINUX_FS, 0)
-        .with_context(writing)?;
+    table.add_partition_at(name, 1, align, length, gpt::partition_types::LINUX_FS, 0).with_context(writing)?;
     table.write().with_context(writing)?.sync_all().with_context(writing)
 }
 
@@ -232,7 +232,9 @@ fn finish(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo) -> 
     let stamp = read_stamp(&target);
     mount::unmount_below(&target);
     match stamp {
-        Ok(Some(stamp)) => choice::judge_stamp(&stamp, go).map_err(|r| Held::new(format!("state disk {}: {r}", disk.name)))?,
+        Ok(Some(stamp)) => {
+            choice::judge_stamp(&stamp, go).map_err(|r| Held::new(format!("state disk {}: {r}", disk.name)))?
+        }
         _ => return Ok(false),
     }
     rename_partition(device, sector, PARTITION)?;
@@ -325,7 +327,8 @@ fn reread_table(device: &Path) -> Result<()> {
 fn wait_partition(disk: &str) -> Result<PathBuf> {
     let deadline = Instant::now() + PARTITION_WAIT;
     loop {
-        let entries = fs::read_dir(format!("/sys/block/{disk}")).with_context(|| format!("looking for partitions of {disk}"))?;
+        let entries =
+            fs::read_dir(format!("/sys/block/{disk}")).with_context(|| format!("looking for partitions of {disk}"))?;
         for entry in entries.flatten() {
             let device = Path::new("/dev").join(entry.file_name());
             if text(&entry.path().join("partition")).as_deref() == Some("1") && device.exists() {

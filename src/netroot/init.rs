@@ -171,7 +171,13 @@ impl Boot {
         let config = source.config(&image)?;
         let total: u64 = image.layers().iter().map(|l| l.size).sum();
         let plan = memory::plan(memory_total()?, config.memory_min_mib, total).map_err(anyhow::Error::msg)?;
-        self.console.say(&format!("image {} ({}/{}): {} MiB", image.id.short(), config.release, config.role, total >> 20));
+        self.console.say(&format!(
+            "image {} ({}/{}): {} MiB",
+            image.id.short(),
+            config.release,
+            config.role,
+            total >> 20
+        ));
         let folder = Path::new(RUN).join("layers");
         if !folder.exists() {
             mount::memory(&folder, plan.layers_bytes, 0o700)?;

@@ -23,7 +23,11 @@ pub fn bring_up(ip: &Ip, modules: &mut Loader) -> Result<String> {
     let deadline = Instant::now() + CARRIER_WAIT;
     while !netdev::has_carrier(&name) {
         if Instant::now() > deadline {
-            bail!("no carrier on {name} ({}) within {} s; check its cable and switch port", ip.mac, CARRIER_WAIT.as_secs());
+            bail!(
+                "no carrier on {name} ({}) within {} s; check its cable and switch port",
+                ip.mac,
+                CARRIER_WAIT.as_secs()
+            );
         }
         std::thread::sleep(POLL);
     }

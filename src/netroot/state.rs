@@ -87,7 +87,8 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
 
 /// Extended attributes hold file capabilities and SELinux labels.
 fn copy_attributes(from: &Path, to: &Path) -> Result<()> {
-    let (from, to) = (std::ffi::CString::new(from.as_os_str().as_bytes())?, std::ffi::CString::new(to.as_os_str().as_bytes())?);
+    let (from, to) =
+        (std::ffi::CString::new(from.as_os_str().as_bytes())?, std::ffi::CString::new(to.as_os_str().as_bytes())?);
     let mut names = vec![0u8; 64 * 1024]; // XATTR_LIST_MAX
     // SAFETY: buffers and lengths belong together, names are NUL-terminated.
     let length = unsafe { libc::listxattr(from.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
@@ -95,7 +96,8 @@ fn copy_attributes(from: &Path, to: &Path) -> Result<()> {
     for name in names[..length].split_inclusive(|b| *b == 0) {
         let mut value = vec![0u8; 64 * 1024]; // XATTR_SIZE_MAX
         // SAFETY: as above.
-        let length = unsafe { libc::getxattr(from.as_ptr(), name.as_ptr().cast(), value.as_mut_ptr().cast(), value.len()) };
+        let length =
+            unsafe { libc::getxattr(from.as_ptr(), name.as_ptr().cast(), value.as_mut_ptr().cast(), value.len()) };
         let Ok(length) = usize::try_from(length) else { continue };
         // SAFETY: as above.
         let done = unsafe { libc::setxattr(to.as_ptr(), name.as_ptr().cast(), value.as_ptr().cast(), length, 0) };
@@ -190,9 +192,12 @@ mod tests {
         symlink("/lib/systemd", root.path().join("usr/sbin/init")).unwrap();
         symlink("../../../../etc", root.path().join("up")).unwrap();
         symlink("/loop", root.path().join("loop")).unwrap();
-        for (path, want) in
-            [("/sbin/init", "lib/systemd"), ("/up/passwd", "etc/passwd"), ("/../../x", "x"), ("/var/lib/new", "var/lib/new")]
-        {
+        for (path, want) in [
+            ("/sbin/init", "lib/systemd"),
+            ("/up/passwd", "etc/passwd"),
+            ("/../../x", "x"),
+            ("/var/lib/new", "var/lib/new"),
+        ] {
             assert_eq!(inside(root.path(), Path::new(path)).unwrap(), root.path().join(want), "{path}");
         }
         assert!(inside(root.path(), Path::new("/loop/x")).is_err());

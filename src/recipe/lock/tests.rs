@@ -56,7 +56,11 @@ fn the_request_is_spelt_out() {
     let want = "kiln-request-v1\ndistribution apt debian12\nrepository debian signed 99\nsuite bookworm\n\
                 suite bookworm-security\ncomponent main\nstage test\npackage bash\npackage systemd\n";
     assert_eq!(request_text(&recipe(RECIPE)), want);
-    assert_eq!(request(&recipe(RECIPE)), "fe028f5349efc4a4ba45c448b6c6a01d8f11fbdb0d76c80fe836f4191acc7063", "a change of this digest makes every lock stale");
+    assert_eq!(
+        request(&recipe(RECIPE)),
+        "fe028f5349efc4a4ba45c448b6c6a01d8f11fbdb0d76c80fe836f4191acc7063",
+        "a change of this digest makes every lock stale"
+    );
 }
 
 #[test]

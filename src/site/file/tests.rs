@@ -159,7 +159,12 @@ fn what_does_not_fit_is_refused() {
             "pool = [\"192.168.10.1\"",
             "the pool holds the gateway",
         ),
-        ("same name", "name = \"n1\"", "name = \"n2\"", "site.toml:30: node[1].name: n2 already belongs to another node"),
+        (
+            "same name",
+            "name = \"n1\"",
+            "name = \"n2\"",
+            "site.toml:30: node[1].name: n2 already belongs to another node",
+        ),
         ("host name", "name = \"n1\"", "name = \"n_1\"", "node[1].name: "),
         (
             "unknown role",
@@ -188,7 +193,12 @@ fn what_does_not_fit_is_refused() {
             "node[1].uuid: 4c4c4544-0039-4a10-8052-b4c04f4d3332 already belongs to n2",
         ),
         ("bad uuid", "ffffffff-ffff-ffff-ffff-ffffffffffff", "fff", "node[1].uuid: \"fff\" is not a UUID"),
-        ("same address", "192.168.10.11", "192.168.10.12", "node[1].management.address: 192.168.10.12 already belongs to n2"),
+        (
+            "same address",
+            "192.168.10.11",
+            "192.168.10.12",
+            "node[1].management.address: 192.168.10.12 already belongs to n2",
+        ),
         ("broadcast", "192.168.10.11", "192.168.10.255", "192.168.10.255 is not a host's"),
         ("no address", "management = { address = \"192.168.10.11\" }\n", "", "node[1]: [management] is missing"),
         ("empty disk", "{ serial = \"S1\", size = \"32GiB\" }", "{}", "node[0].state.disk: says nothing of the disk"),
