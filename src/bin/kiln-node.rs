@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     let is_init = std::process::id() == 1 && arguments.first().is_some_and(|a| a == "/init");
     match arguments.get(1).map(String::as_str) {
         _ if is_init => kiln::netroot::init::run(),
+        Some("join") if arguments.len() == 2 => kiln::join::agent::run(),
         Some("--version") => {
             println!("kiln-node {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -1,15 +1,22 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
 pub mod boot;
+pub mod events;
+pub mod build;
 pub mod exit;
+pub mod explain;
 pub mod image;
 pub mod init;
 pub mod key;
 pub mod lock;
+pub mod node;
+pub mod operator;
 pub mod output;
 pub mod places;
 pub mod recipes;
 pub mod secrets;
+pub mod serve;
+pub mod site;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -30,6 +37,12 @@ pub enum Verb {
     Key(key::Arguments),
     Init(init::Args),
     Lock(lock::Arguments),
+    Serve(serve::Arguments),
+    Site(site::Arguments),
+    Node(node::Arguments),
+    Explain(explain::Arguments),
+    Events(events::Arguments),
+    Build(build::Arguments),
 }
 
 /// Runs the verb.
@@ -40,5 +53,11 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Key(arguments) => key::run(arguments),
         Verb::Init(args) => init::run(args),
         Verb::Lock(arguments) => lock::run(&arguments),
+        Verb::Serve(arguments) => serve::run(arguments),
+        Verb::Site(arguments) => site::run(arguments),
+        Verb::Node(arguments) => node::run(arguments),
+        Verb::Explain(arguments) => explain::run(arguments),
+        Verb::Events(arguments) => events::run(arguments),
+        Verb::Build(arguments) => build::run(&arguments),
     }
 }

@@ -37,6 +37,7 @@ pub fn image_of(release: &str, role: &str, number: u8, layer: Vec<u8>) -> TestIm
         kernel: "6.1.0-test".into(),
         cmdline: vec!["console=ttyS0".into()],
         systems: vec!["environment".into()],
+        secrets: vec![],
         controller: false,
         epoch: 1_700_000_000,
         lock: Digest::of(b"lock").hex(),

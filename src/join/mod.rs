@@ -1,2 +1,9 @@
 //! kiln-node in the role: register, render, start systems in order, report.
+
+pub mod agent;
 pub mod node;
+pub mod place;
+pub mod register;
+pub mod report;
+pub mod scripts;
+pub mod settings;

@@ -223,11 +223,19 @@ impl Tracked {
         self.healthy && self.started && self.open_steps(true).next().is_none()
     }
 
+    fn interval_ms(&self) -> u64 {
+        seconds(&self.system.health.interval).unwrap_or(10) * 1000
+    }
+
     fn step_done(&mut self, step: String, outcome: Outcome, now_ms: u64) {
         match outcome {
             Outcome::Done(_) => {
                 self.steps_done.insert(step);
-                (self.failures, self.due_ms) = (0, now_ms);
+                self.failures = 0;
+                if self.healthy {
+                    self.state = SystemState::Healthy; // a late step that had failed before
+                }
+                self.due_ms = if self.complete() { now_ms + self.interval_ms() } else { now_ms };
             }
             Outcome::Later(why) => self.again(SystemState::Starting, format!("step {step}: {why}"), now_ms),
             Outcome::Failed(why) | Outcome::Missing(why) | Outcome::Down(why) => {
@@ -250,7 +258,7 @@ impl Tracked {
     }
 
     fn looked(&mut self, outcome: Outcome, now_ms: u64) {
-        let interval = seconds(&self.system.health.interval).unwrap_or(10) * 1000;
+        let interval = self.interval_ms();
         let was_healthy = self.state == SystemState::Healthy || self.state == SystemState::Unhealthy;
         match outcome {
             Outcome::Done(reason) => {

@@ -3,9 +3,9 @@
 
 use crate::cli::exit::{self, Exit};
 use crate::ledger::message::Phase;
+use crate::pxe::admin::message::NodeDetail;
 use crate::sys::http::{Body, Client};
 use anyhow::{Context, Result};
-use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -20,84 +20,73 @@ pub struct Watch {
     pub json: bool,
 }
 
-/// The part of `GET /api/nodes` that matters here.
-#[derive(Deserialize)]
-struct Nodes {
-    nodes: Vec<Node>,
-}
-
-#[derive(Deserialize)]
-struct Node {
-    name: String,
-    phase: Option<Phase>,
-    #[serde(default)]
-    detail: String,
+/// What was seen of one node.
+#[derive(Default)]
+struct Seen {
+    status: String,
+    /// Lines of its timeline that were shown.
+    lines: usize,
 }
 
 impl Watch {
-    /// Prints every phase that a node reaches; `alive` fails when a machine or the server is gone.
+    /// Prints each node's timeline as it grows; `alive` fails when a machine or the server is gone.
     pub fn follow(&self, names: &[String], mut alive: impl FnMut() -> Result<()>) -> Result<()> {
         let client = Client::unix(&self.socket);
         let start = Instant::now();
-        let mut seen: BTreeMap<String, (Phase, String)> = BTreeMap::new();
+        let mut seen: BTreeMap<&str, Seen> = names.iter().map(|n| (n.as_str(), Seen::default())).collect();
         loop {
             alive()?;
-            for node in self.look(&client)? {
-                let Some(phase) = node.phase else { continue };
-                let now = (phase, node.detail);
-                if seen.get(&node.name) != Some(&now) {
-                    self.show(&node.name, &now, start.elapsed());
-                    seen.insert(node.name, now);
+            for (name, seen) in &mut seen {
+                let node = look(&client, name)?;
+                for line in node.timeline.iter().skip(seen.lines) {
+                    self.show(name, line, start.elapsed());
                 }
+                *seen = Seen { status: node.line.status, lines: node.timeline.len() };
             }
-            if names.iter().all(|n| seen.get(n).is_some_and(|(phase, _)| reached(*phase, self.until))) {
+            if seen.values().all(|s| reached(&s.status, self.until)) {
                 return Ok(());
             }
             if start.elapsed() > self.timeout {
-                return Err(exit::error(Exit::Check, self.late(names, &seen)));
+                return Err(exit::error(Exit::Check, self.late(&seen)));
             }
             std::thread::sleep(PAUSE);
         }
     }
 
-    fn look(&self, client: &Client) -> Result<Vec<Node>> {
-        let response =
-            client.request("GET", "/api/nodes", &[], Body::Empty).context("asking the server for its nodes")?;
-        let nodes: Nodes = serde_json::from_slice(&response.body).context("reading the server's nodes")?;
-        Ok(nodes.nodes)
-    }
-
-    fn show(&self, node: &str, (phase, detail): &(Phase, String), elapsed: Duration) {
+    fn show(&self, node: &str, line: &str, elapsed: Duration) {
         let seconds = elapsed.as_secs_f32();
         if self.json {
-            let state = if *phase == Phase::Failed { "failed" } else { "progress" };
-            let line = serde_json::json!({"t": seconds, "stage": name(*phase), "state": state, "node": node, "detail": detail});
-            println!("{line}");
+            println!(
+                "{}",
+                serde_json::json!({"t": seconds, "stage": "boot", "state": "progress", "node": node, "line": line})
+            );
         } else {
-            println!("{seconds:7.1} s  {node:<14} {:<9} {detail}", name(*phase));
+            println!("{seconds:7.1} s  {node:<10} {line}");
         }
     }
 
-    fn late(&self, names: &[String], seen: &BTreeMap<String, (Phase, String)>) -> String {
-        let mut text = format!("not every node reached {} in {} s:", name(self.until), self.timeout.as_secs());
-        for node in names {
-            match seen.get(node) {
-                Some((phase, detail)) => text += &format!(" {node} is at {} {detail};", name(*phase)),
-                None => text += &format!(" {node} was never heard of;"),
-            }
-        }
-        text.trim_end_matches(';').to_string()
+    fn late(&self, seen: &BTreeMap<&str, Seen>) -> String {
+        let missing = seen.iter().filter(|(_, s)| !reached(&s.status, self.until));
+        let at: Vec<String> = missing.map(|(name, s)| format!("{name} is at {}", s.status)).collect();
+        format!("not reached in {} s: {}; {}", self.timeout.as_secs(), word(self.until), at.join(", "))
     }
 }
 
-/// Phases are ordered; the two that tell of trouble come after `ready` and reach nothing.
-fn reached(phase: Phase, until: Phase) -> bool {
-    match phase {
-        Phase::Failed | Phase::Held => until == phase,
-        phase => phase >= until,
+fn look(client: &Client, name: &str) -> Result<NodeDetail> {
+    let response = client.request("GET", &format!("/api/node/{name}"), &[], Body::Empty)?;
+    let response = response.success("GET", name).context("asking the server for its node")?;
+    serde_json::from_slice(&response.body).context("reading the server's answer")
+}
+
+/// Phases are ordered; the two that tell of trouble come after `ready` and reach only themselves.
+fn reached(status: &str, until: Phase) -> bool {
+    match serde_json::from_value(serde_json::Value::String(status.to_string())) {
+        Ok(phase @ (Phase::Failed | Phase::Held)) => until == phase,
+        Ok(phase) => phase >= until,
+        Err(_) => false,
     }
 }
 
-fn name(phase: Phase) -> String {
-    serde_json::to_value(phase).ok().and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default()
+fn word(phase: Phase) -> String {
+    crate::ledger::timeline::word(&phase)
 }

@@ -83,7 +83,7 @@ impl<'a> Der<'a> {
         let bad = || "certificate request is not valid DER".to_string();
         let (&found, &first) = (self.0.first().ok_or_else(bad)?, self.0.get(1).ok_or_else(bad)?);
         let (head, length) = match first {
-            0..0x80 => (2, usize::from(first)),
+            0..=0x7f => (2, usize::from(first)),
             0x81 => (3, usize::from(*self.0.get(2).ok_or_else(bad)?)),
             0x82 => {
                 (4, usize::from(u16::from_be_bytes([*self.0.get(2).ok_or_else(bad)?, *self.0.get(3).ok_or_else(bad)?])))

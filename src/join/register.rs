@@ -1,0 +1,123 @@
+//! Registers this boot: the node's key, a fresh TLS key, the request, and what is kept of the
+//! answer (in memory for a restart of the agent, on the state disk for a boot without the server).
+
+use super::place::RUN;
+use crate::image::sign::public_text;
+use crate::ledger::message::{Handover, RegisterAnswer, RegisterRequest, register_statement};
+use crate::sys::http::{Client, Timeouts};
+use crate::sys::{files, json, tls};
+use anyhow::{Context, Result, anyhow};
+use base64::Engine as _;
+use ed25519_dalek::{Signer, SigningKey};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Site, secrets and certificate of a large cluster are well below it.
+const KEPT_MAX_BYTES: u64 = 16 * 1024 * 1024;
+const TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_secs(10), idle: Duration::from_secs(30) };
+
+/// A register that was granted, with the key of its certificate.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Registration {
+    pub boot_id: String,
+    /// PEM.
+    pub tls_key: String,
+    pub answer: RegisterAnswer,
+}
+
+impl Registration {
+    /// A client that shows the generation's certificate to the pinned server.
+    pub fn client(&self, handover: &Handover, timeouts: Timeouts) -> Result<Client> {
+        let identity = tls::Identity { certificate: self.answer.certificate.clone(), key: self.tls_key.clone() };
+        Ok(Client::with_tls(tls::pinned(pin(handover)?, Some(&identity))?).timeouts(timeouts))
+    }
+}
+
+/// The registration of this very boot that an earlier agent got; `None`: there is none.
+pub fn earlier(handover: &Handover) -> Option<Registration> {
+    let bytes = files::read_bounded(&kept_in_memory(), KEPT_MAX_BYTES).ok()?;
+    let kept: Registration = serde_json::from_slice(&bytes).ok()?;
+    (kept.boot_id == handover.boot_id).then_some(kept)
+}
+
+/// Registers once and keeps the answer. The same boot may do it again: it stays one generation.
+pub fn register(handover: &Handover) -> Result<Registration> {
+    let key = node_key(handover.state_dir.as_deref())?;
+    let tls_key = rcgen::KeyPair::generate().context("making a TLS key")?;
+    let csr = request_for(&handover.go.node, &tls_key)?;
+    let statement = register_statement(&handover.go.node, &handover.boot_id, &csr);
+    let request = RegisterRequest {
+        node: handover.go.node.clone(),
+        mac: handover.mac,
+        boot_id: handover.boot_id.clone(),
+        image: handover.image,
+        version: env!("CARGO_PKG_VERSION").into(),
+        credential: handover.go.credential.clone(),
+        key: public_text(&key.verifying_key()),
+        signature: base64::engine::general_purpose::STANDARD.encode(key.sign(&statement).to_bytes()),
+        csr,
+    };
+    let client = Client::with_tls(tls::pinned(pin(handover)?, None)?).timeouts(TIMEOUTS);
+    let answer = json::post(&client, &format!("https://{}/v1/register", handover.tls), &request)?;
+    let registration = Registration { boot_id: handover.boot_id.clone(), tls_key: tls_key.serialize_pem(), answer };
+    let bytes = serde_json::to_vec(&registration)?;
+    files::write_atomic(&kept_in_memory(), &bytes, 0o600)?;
+    if let Some(dir) = &handover.state_dir {
+        files::write_atomic(&Path::new(dir).join("kiln/register.json"), &bytes, 0o600)?;
+    }
+    Ok(registration)
+}
+
+fn kept_in_memory() -> PathBuf {
+    Path::new(RUN).join("register.json")
+}
+
+fn pin(handover: &Handover) -> Result<tls::Pin> {
+    let digest: crate::image::id::Digest = handover.pin.parse().map_err(|e: String| anyhow!(e))?;
+    Ok(digest.0)
+}
+
+/// The key that says who this node is, from the state disk (or memory); made there if absent, and
+/// durable before anyone hears of it.
+fn node_key(state_dir: Option<&str>) -> Result<SigningKey> {
+    let path = match state_dir {
+        Some(dir) => Path::new(dir).join("kiln/node.key"),
+        None => Path::new(RUN).join("node.key"),
+    };
+    let (key, _) = crate::image::key::load_or_new(&path).context("opening the node's key")?;
+    Ok(key)
+}
+
+/// A PEM certificate request; the server writes node and generation into the certificate itself.
+fn request_for(node: &str, key: &rcgen::KeyPair) -> Result<String> {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).context("starting a certificate request")?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, node);
+    params.serialize_request(key).and_then(|r| r.pem()).context("writing a certificate request")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn the_nodes_key_is_made_once_and_nobody_else_can_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("kiln")).unwrap();
+        let state = dir.path().to_str();
+        let first = node_key(state).unwrap();
+        assert_eq!(node_key(state).unwrap().to_bytes(), first.to_bytes());
+        let file = dir.path().join("kiln/node.key");
+        assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+        std::fs::write(&file, "junk").unwrap();
+        assert!(node_key(state).is_err(), "a broken key is not replaced by a new identity");
+    }
+
+    #[test]
+    fn a_request_names_the_node() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        assert!(request_for("n1", &key).unwrap().contains("BEGIN CERTIFICATE REQUEST"));
+    }
+}

@@ -1,0 +1,319 @@
+//! Does one job of a system: its scripts and its units. Time-outs, exit statuses and bounded
+//! output as the scripts' contract says; decides nothing.
+
+use super::node::{Action, Job, Outcome};
+use super::place::{RUN, secrets_dir, site_file};
+use crate::image::role::SYSTEMS_DIR;
+use crate::sys::command;
+use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Exit status of a script that wants to be asked again later (sysexits' EX_TEMPFAIL).
+const EXIT_LATER: i32 = 75;
+/// A unit that is still activating after it is looked at again after a pause; it is not stopped.
+const UNIT_WAIT: Duration = Duration::from_secs(300);
+const UNIT_POLL: Duration = Duration::from_millis(500);
+const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of a failing script's output, for the journal.
+const LOG_LINES: usize = 20;
+/// Of a reason.
+const LINE_MAX_CHARS: usize = 300;
+
+/// Who the scripts run for.
+#[derive(Clone)]
+pub struct Scripts {
+    pub node: String,
+    pub role: String,
+    /// [`SYSTEMS_DIR`] in a role.
+    pub dir: PathBuf,
+    /// Where finished steps of this boot are marked.
+    pub done_dir: PathBuf,
+}
+
+impl Scripts {
+    pub fn new(node: &str, role: &str) -> Scripts {
+        Scripts { node: node.into(), role: role.into(), dir: SYSTEMS_DIR.into(), done_dir: Path::new(RUN).join("done") }
+    }
+
+    /// (system, step) pairs that were finished in this boot.
+    pub fn done(&self) -> BTreeSet<(String, String)> {
+        let names = |dir: &Path| -> Vec<String> {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+        };
+        let of = |system: String| {
+            let steps = names(&self.done_dir.join(&system));
+            steps.into_iter().map(move |step| (system.clone(), step))
+        };
+        names(&self.done_dir).into_iter().flat_map(of).collect()
+    }
+
+    /// Does the job to its end.
+    pub fn perform(&self, action: &Action) -> Outcome {
+        match &action.job {
+            Job::Step { step, timeout_secs } => self.step(&action.system, step, Duration::from_secs(*timeout_secs)),
+            Job::Start { units } => units
+                .iter()
+                .map(|u| start(u))
+                .find(|o| !matches!(o, Outcome::Done(_)))
+                .unwrap_or(done("units are active")),
+            Job::Health { units, timeout_secs } => {
+                let down = units.iter().map(|u| look(u)).find(|o| !matches!(o, Outcome::Done(_)));
+                down.unwrap_or_else(|| self.script(&action.system, "health", Duration::from_secs(*timeout_secs)))
+            }
+        }
+    }
+
+    fn step(&self, system: &str, step: &str, timeout: Duration) -> Outcome {
+        let outcome = match self.script(system, &format!("{step}.check"), timeout) {
+            Outcome::Done(_) => done("already so"),
+            Outcome::Later(why) => return Outcome::Later(why),
+            _ => self.script(system, step, timeout),
+        };
+        if matches!(outcome, Outcome::Done(_)) {
+            let dir = self.done_dir.join(system);
+            // Without the mark the step only runs once more: it is idempotent.
+            let _ = fs::create_dir_all(&dir).and_then(|()| fs::write(dir.join(step), ""));
+        }
+        outcome
+    }
+
+    fn script(&self, system: &str, name: &str, timeout: Duration) -> Outcome {
+        let path = self.dir.join(system).join(name);
+        if !path.is_file() {
+            return Outcome::Missing(format!("there is no script {}", path.display()));
+        }
+        let mut line = Command::new(&path);
+        line.env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", "/root")
+            .env("KILN_NODE", &self.node)
+            .env("KILN_ROLE", &self.role)
+            .env("KILN_SITE", site_file())
+            .env("KILN_SECRETS", secrets_dir(system))
+            .current_dir("/");
+        match command::run(&mut line, b"", timeout) {
+            Err(e) => Outcome::Failed(one_line(&format!("{e:#}"))),
+            Ok(output) => {
+                let outcome = judge(&output, timeout);
+                if matches!(outcome, Outcome::Failed(_)) && name != "health" {
+                    log(system, name, &output);
+                }
+                outcome
+            }
+        }
+    }
+}
+
+fn done(text: &str) -> Outcome {
+    Outcome::Done(text.into())
+}
+
+fn judge(output: &command::Output, timeout: Duration) -> Outcome {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let said = last_line(&output.text()).or_else(|| last_line(&stderr));
+    let said = said.unwrap_or_default();
+    if output.timed_out {
+        return Outcome::Failed(format!("not done within {} s; {said}", timeout.as_secs()));
+    }
+    match output.status.code() {
+        Some(0) => Outcome::Done(said),
+        Some(EXIT_LATER) => Outcome::Later(said),
+        _ if said.is_empty() => Outcome::Failed(format!("{} without a word", output.status)),
+        _ => Outcome::Failed(said),
+    }
+}
+
+/// The last line that is not empty, cut for a report.
+fn last_line(text: &str) -> Option<String> {
+    text.lines().rev().map(str::trim).find(|l| !l.is_empty()).map(one_line)
+}
+
+fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ").chars().filter(|c| !c.is_control()).take(LINE_MAX_CHARS).collect()
+}
+
+/// The end of a failing script's output goes to the journal (standard error of the service).
+fn log(system: &str, name: &str, output: &command::Output) {
+    for (stream, text) in [("stdout", output.text()), ("stderr", String::from_utf8_lossy(&output.stderr).into_owned())]
+    {
+        let lines: Vec<&str> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(LOG_LINES)..] {
+            eprintln!("{system}/{name} {stream}: {}", one_line(line));
+        }
+    }
+}
+
+/// What systemd says of a unit.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Unit {
+    active: String,
+    result: String,
+    kind: String,
+    queued: bool,
+}
+
+impl Unit {
+    /// Parses the output of `systemctl show` (`--value` is younger than CentOS 7's systemd).
+    fn parse(text: &str) -> Unit {
+        let mut unit = Unit::default();
+        for (key, value) in text.lines().filter_map(|l| l.split_once('=')) {
+            match key {
+                "ActiveState" => unit.active = value.into(),
+                "Result" => unit.result = value.into(),
+                "Type" => unit.kind = value.into(),
+                "Job" => unit.queued = !value.is_empty() && value != "0",
+                _ => {}
+            }
+        }
+        unit
+    }
+
+    /// Active, or a one-shot that has ended well.
+    fn is_up(&self) -> bool {
+        let oneshot_done = self.kind == "oneshot" && self.active == "inactive" && self.result == "success";
+        matches!(self.active.as_str(), "active" | "reloading") || (oneshot_done && !self.queued)
+    }
+}
+
+fn show(name: &str) -> Result<Unit> {
+    let mut line = Command::new("systemctl");
+    line.args(["show", "-p", "ActiveState,Result,Type,Job", "--", name]);
+    let output =
+        command::run_ok(&mut line, b"", SYSTEMCTL_TIMEOUT).with_context(|| format!("asking for unit {name}"))?;
+    Ok(Unit::parse(&output.text()))
+}
+
+fn start(name: &str) -> Outcome {
+    match try_start(name) {
+        Ok(outcome) => outcome,
+        Err(e) => Outcome::Failed(one_line(&format!("{e:#}"))),
+    }
+}
+
+fn try_start(name: &str) -> Result<Outcome> {
+    let unit = show(name)?;
+    if matches!(unit.active.as_str(), "active" | "reloading") {
+        return Ok(done("active already"));
+    }
+    if unit.active == "failed" {
+        // Else systemd's own limit on quick restarts would refuse us.
+        let _ = command::run(Command::new("systemctl").args(["reset-failed", "--", name]), b"", SYSTEMCTL_TIMEOUT);
+    }
+    if unit.active != "activating" {
+        let mut line = Command::new("systemctl");
+        line.args(["start", "--no-block", "--", name]);
+        command::run_ok(&mut line, b"", SYSTEMCTL_TIMEOUT).with_context(|| format!("starting {name}"))?;
+    }
+    let deadline = Instant::now() + UNIT_WAIT;
+    loop {
+        let unit = show(name)?;
+        if unit.is_up() {
+            return Ok(done("active"));
+        }
+        if !unit.queued && unit.active != "activating" {
+            let next = format!("journalctl -u {name}");
+            return Ok(Outcome::Failed(format!("{name} is {} ({}); see {next}", unit.active, unit.result)));
+        }
+        if Instant::now() > deadline {
+            return Ok(Outcome::Later(format!("{name} is still {}", unit.active)));
+        }
+        std::thread::sleep(UNIT_POLL);
+    }
+}
+
+fn look(name: &str) -> Outcome {
+    match show(name) {
+        Ok(unit) if unit.is_up() => done("active"),
+        Ok(unit) if unit.queued || unit.active == "activating" => Outcome::Later(format!("{name} is {}", unit.active)),
+        Ok(unit) => Outcome::Down(format!("{name} is {} ({})", unit.active, unit.result)),
+        Err(e) => Outcome::Failed(one_line(&format!("{e:#}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn scripts(dir: &Path, files: &[(&str, &str)]) -> Scripts {
+        for (name, text) in files {
+            let path = dir.join("systems/s").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Scripts { node: "n1".into(), role: "infra".into(), dir: dir.join("systems"), done_dir: dir.join("done") }
+    }
+
+    fn perform(scripts: &Scripts, step: &str, timeout_secs: u64) -> Outcome {
+        scripts.perform(&Action { system: "s".into(), job: Job::Step { step: step.into(), timeout_secs } })
+    }
+
+    #[test]
+    fn exit_statuses_mean_what_the_contract_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let scripts = scripts(
+            dir.path(),
+            &[
+                ("good", "echo first; echo last; echo noise >&2"),
+                ("later", "echo not yet; exit 75"),
+                ("bad", "echo broken >&2; exit 3"),
+                ("silent", "exit 4"),
+                ("checked.check", "exit 0"),
+                ("checked", "exit 1"),
+                ("unchecked.check", "exit 1"),
+                ("unchecked", "echo ran"),
+                ("waits.check", "exit 75"),
+                ("waits", "echo ran"),
+                ("slow", "echo working; sleep 60"),
+            ],
+        );
+        for (step, want) in [
+            ("good", Outcome::Done("last".into())),
+            ("later", Outcome::Later("not yet".into())),
+            ("bad", Outcome::Failed("broken".into())),
+            ("silent", Outcome::Failed("exit status: 4 without a word".into())),
+            ("checked", Outcome::Done("already so".into())),
+            ("unchecked", Outcome::Done("ran".into())),
+            ("waits", Outcome::Later("".into())),
+        ] {
+            assert_eq!(perform(&scripts, step, 20), want, "{step}");
+        }
+        assert_eq!(perform(&scripts, "slow", 1), Outcome::Failed("not done within 1 s; working".into()));
+        assert!(matches!(perform(&scripts, "absent", 1), Outcome::Missing(_)));
+        let done: Vec<String> = scripts.done().into_iter().map(|(_, step)| step).collect();
+        assert_eq!(done, ["checked", "good", "unchecked"]);
+    }
+
+    #[test]
+    fn scripts_see_their_contract_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let scripts = scripts(
+            dir.path(),
+            &[("env", "env | cut -d= -f1 | grep -vE '^(_|PWD|OLDPWD|SHLVL)$' | sort | tr '\\n' ' '; pwd")],
+        );
+        let Outcome::Done(seen) = perform(&scripts, "env", 20) else { panic!("env failed") };
+        assert_eq!(seen, "HOME KILN_NODE KILN_ROLE KILN_SECRETS KILN_SITE PATH /");
+    }
+
+    #[test]
+    fn a_units_state_is_read_as_old_and_new_systemd_write_it() {
+        for (text, up, queued) in [
+            ("Type=notify\nResult=success\nActiveState=active\n", true, false),
+            ("ActiveState=active\nJob=0\n", true, false),
+            ("Type=oneshot\nResult=success\nActiveState=inactive\n", true, false),
+            ("Type=oneshot\nResult=success\nActiveState=inactive\nJob=12\n", false, true),
+            ("Type=notify\nResult=success\nActiveState=inactive\n", false, false),
+            ("Type=notify\nResult=exit-code\nActiveState=failed\n", false, false),
+            ("ActiveState=activating\nJob=7\n", false, true),
+        ] {
+            let unit = Unit::parse(text);
+            assert_eq!((unit.is_up(), unit.queued), (up, queued), "{text}");
+        }
+    }
+}
