@@ -129,6 +129,7 @@ impl Build<'_> {
             kernel: kernel_release,
             cmdline: self.locked.recipe.cmdline.clone(),
             systems: self.locked.recipe.systems.iter().map(|s| s.name.clone()).collect(),
+            secrets: secret_names(self.locked),
             controller: self.locked.recipe.systems.iter().any(|s| s.formation.is_some()),
             epoch: self.locked.lock.epoch,
             lock: self.locked.lock.digest(),
@@ -373,6 +374,13 @@ fn merged(mut index: Index, items: &[squash::Item]) -> Index {
 }
 
 /// `name version arch`, sorted.
+/// What of the site's secrets the role's nodes may receive.
+fn secret_names(locked: &LockedRecipe) -> Vec<String> {
+    let names: std::collections::BTreeSet<String> =
+        locked.recipe.systems.iter().flat_map(|s| s.secrets.iter().cloned()).collect();
+    names.into_iter().collect()
+}
+
 fn package_list(locked: &LockedRecipe) -> Vec<String> {
     let one = |p: &LockedPackage| format!("{} {} {}", p.name, p.version, p.arch);
     let mut all: Vec<String> = locked.lock.packages.iter().map(one).collect();
