@@ -1,16 +1,20 @@
 //! The store and `kiln image` against what others use: skopeo, Debian's docker-registry, full disks
 //! and kill -9.
 
-use kiln::image::{id, manifest, sign, store};
-use std::path::Path;
+use kiln::image::{archive, id, manifest, reference, sign, signature, store};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::Store;
 
 #[path = "../src/image/testing.rs"]
 #[allow(dead_code)]
 mod testing;
-use testing::image;
+use testing::{TestImage, image, image_of};
 
 fn kiln(store: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
@@ -292,4 +296,298 @@ fn a_registry_may_ask_for_a_password() {
     login("secret");
     succeed(kiln(store.path()).env("DOCKER_CONFIG", dir.path()).args(["push", "zed/test:v1", &reference]));
     succeed(kiln(&dir.path().join("other")).env("DOCKER_CONFIG", dir.path()).args(["pull", &reference]));
+}
+
+/// Every file below the store with its size, and the index's bytes.
+fn state(store: &Path) -> (BTreeSet<(PathBuf, u64)>, Vec<u8>) {
+    let mut files = BTreeSet::new();
+    let mut folders = vec![store.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let (path, metadata) = entry.map(|e| (e.path(), e.metadata().unwrap())).unwrap();
+            match metadata.is_dir() {
+                true => folders.push(path),
+                false => assert!(files.insert((path, metadata.len()))),
+            }
+        }
+    }
+    (files, std::fs::read(store.join("index.json")).unwrap())
+}
+
+fn archived(image: &TestImage, tag: &str) -> Vec<u8> {
+    let (_dir, store) = fresh();
+    let id = image.commit(&store, Some(tag));
+    let mut tar = Vec::new();
+    archive::save(&store, &id, &store.names(&id).unwrap(), &mut tar).unwrap();
+    tar
+}
+
+/// A small file system of its own, unmounted with the test. None where mounting is not allowed.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(options: &str) -> Option<SmallDisk> {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        match nix::mount::mount(Some("none"), dir.path(), Some("tmpfs"), flags, Some(options)) {
+            Ok(()) => Some(SmallDisk(dir)),
+            Err(e) => {
+                eprintln!("skipped: mounting a small tmpfs: {e}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_at_any_moment_leaves_the_store_as_it_was() {
+    const PAGE: u64 = 4096;
+    let Some(disk) = SmallDisk::mount("size=1m") else { return };
+    let root = disk.0.path().join("store");
+    let kept = image("zed", "infra", 9);
+    kept.commit(&Store::open(&root).unwrap(), Some("v1"));
+    let tar = archived(&image("zed", "test", 1), "v1");
+    let big = archived(&image_of("zed", "test", 2, vec![7; 2 << 20]), "v1");
+    let before = state(&root);
+    let filler = disk.0.path().join("filler");
+    let free = || {
+        let s = nix::sys::statvfs::statvfs(disk.0.path()).unwrap();
+        s.blocks_available() * s.fragment_size()
+    };
+    let attempt = |tar: &[u8]| {
+        let store = Store::open(&root)?;
+        archive::load(&store, tar)
+    };
+    let error = format!("{:#}", attempt(&big).unwrap_err());
+    assert!(error.contains("No space left"), "{error}");
+    assert_eq!(state(&root), before);
+    let mut failed = 0;
+    for pages in 0.. {
+        let mut file = std::fs::File::create(&filler).unwrap();
+        let mut fill = free().saturating_sub(pages * PAGE);
+        while fill > 0 && file.write_all(&vec![1; fill.min(PAGE) as usize]).is_ok() {
+            fill = fill.saturating_sub(PAGE);
+        }
+        drop(file);
+        let result = attempt(&tar);
+        std::fs::remove_file(&filler).unwrap();
+        match result {
+            Ok(_) => break,
+            Err(_) => assert_eq!(state(&root), before, "{pages} pages free"),
+        }
+        failed += 1;
+    }
+    assert!(failed > 5, "it ran full at {failed} different moments");
+    let store = Store::open(&root).unwrap();
+    good(&store, &kept.id);
+    good(&store, &store.resolve("zed/test:v1").unwrap());
+    let out = disk.0.path().join("out.tar");
+    std::fs::write(&filler, vec![1; free() as usize - 2 * PAGE as usize]).unwrap();
+    fail(kiln(&root).args(["save", "zed/infra:v1"]).arg(&out), 1, "No space left");
+    let names = std::fs::read_dir(disk.0.path()).unwrap().map(|e| e.unwrap().file_name());
+    assert_eq!(
+        names.collect::<BTreeSet<_>>(),
+        ["filler".into(), "store".into()].into(),
+        "no piece of the archive stays"
+    );
+}
+
+#[test]
+fn a_file_size_limit_leaves_the_store_as_it_was() {
+    let (dir, store) = fresh();
+    image("zed", "infra", 9).commit(&store, Some("v1"));
+    let root = store.path().to_path_buf();
+    drop(store);
+    let before = state(&root);
+    let file = dir.path().join("big.tar");
+    std::fs::write(&file, archived(&image_of("zed", "test", 2, vec![7; 1 << 20]), "v1")).unwrap();
+    let script = r#"trap "" XFSZ; ulimit -f 512; exec "$0" image load "$1""#; // units of 512 bytes or of 1 KiB
+    let mut limited = Command::new("sh");
+    limited.args(["-c", script, env!("CARGO_BIN_EXE_kiln")]).arg(&file).env("KILN_STORE", &root);
+    fail(&mut limited, 1, "File too large");
+    assert_eq!(state(&root), before);
+}
+
+#[test]
+fn a_writer_killed_at_any_moment_leaves_whole_images_only() {
+    let (dir, store) = fresh();
+    let root = store.path().to_path_buf();
+    let kept = image("zed", "infra", 9).commit(&store, Some("v1"));
+    drop(store);
+    let files: Vec<PathBuf> = (0..4u8)
+        .map(|n| {
+            let file = dir.path().join(format!("{n}.tar"));
+            let layer = (0..1_000_000u32).map(|i| (i as u8).wrapping_mul(n + 1)).collect();
+            std::fs::write(&file, archived(&image_of("zed", "test", n, layer), &format!("v{n}"))).unwrap();
+            file
+        })
+        .collect();
+    let spawn = |arguments: &[&str], file: Option<&Path>| {
+        let mut command = kiln(&root);
+        command.args(arguments).args(file).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    };
+    let started = Instant::now();
+    assert!(spawn(&["load"], Some(&files[0])).wait().unwrap().success());
+    let whole = started.elapsed();
+    succeed(kiln(&root).args(["untag", "zed/test:v0"]));
+    let mut interrupted = 0;
+    for round in 0..24u32 {
+        let mut loader = spawn(&["load"], Some(&files[round as usize % files.len()]));
+        let state = dir.path().to_str().unwrap();
+        let mut collector = spawn(&["gc", "--state", state], None);
+        std::thread::sleep(whole * (round * 7 % 24) / 20);
+        let _ = (loader.kill(), collector.kill());
+        interrupted += u32::from(!loader.wait().unwrap().success());
+        collector.wait().unwrap();
+        let store = Store::open(&root).unwrap();
+        for entry in store.list().unwrap() {
+            good(&store, &entry.id);
+        }
+        assert!(store.image(&kept).is_ok());
+        if round % 5 == 4 {
+            for name in store.list().unwrap().iter().flat_map(|e| &e.names).filter(|n| n.starts_with("zed/test")) {
+                store.untag(name).unwrap();
+            }
+        }
+    }
+    assert!(interrupted > 0, "no kill hit a running writer");
+    let store = Store::open(&root).unwrap();
+    for file in &files {
+        archive::load(&store, std::fs::File::open(file).unwrap()).unwrap();
+    }
+    store.gc(&[], false).unwrap();
+    let images = store.list().unwrap();
+    let mut needed = BTreeSet::from([id::Digest::of(b"{}")]);
+    for entry in &images {
+        good(&store, &entry.id);
+        let signature = store.signature_manifest(&entry.id).unwrap();
+        let parsed = signature::SignatureManifest::parse(&signature, &entry.id).unwrap();
+        needed.extend([entry.id, id::Digest::of(&signature), parsed.envelope().digest]);
+        needed.extend(store.image(&entry.id).unwrap().blobs().map(|b| b.digest));
+    }
+    assert_eq!(images.len(), 5);
+    let there = std::fs::read_dir(root.join("blobs/sha256")).unwrap().map(|e| e.unwrap().file_name());
+    let there: BTreeSet<id::Digest> = there.map(|n| n.to_str().unwrap().parse().unwrap()).collect();
+    assert_eq!(there, needed, "gc left exactly what the images need");
+    assert_eq!(std::fs::read_dir(root.join(".kiln/sessions")).unwrap().count(), 0);
+    let tmp = |e: std::io::Result<std::fs::DirEntry>| e.unwrap().file_name().to_string_lossy().starts_with(".kiln-tmp");
+    assert!(!std::fs::read_dir(&root).unwrap().any(tmp));
+}
+
+/// What a registry answers to a path: status and body, after at most so many bytes of which it hangs up.
+type Paths = BTreeMap<String, (Vec<u8>, usize)>;
+
+/// A registry of our own making, as hostile as `paths` says; it knows Range.
+fn fake_registry(paths: Paths) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let paths = Arc::new(paths);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let Some(first) = lines.next() else { continue };
+            let head: Vec<String> = lines.take_while(|l| !l.is_empty()).collect();
+            let range =
+                head.iter().find_map(|l| l.to_ascii_lowercase().strip_prefix("range: bytes=").map(str::to_string));
+            let from = range.and_then(|r| r.trim_end_matches('-').parse::<usize>().ok());
+            let path = first.split(' ').nth(1).unwrap_or_default();
+            let Some((body, cut)) = paths.get(path) else {
+                let _ = stream.write_all(b"HTTP/1.1 404 N\r\nContent-Length: 0\r\n\r\n");
+                continue;
+            };
+            let start = from.unwrap_or(0).min(body.len());
+            let status = match from {
+                None => "200 OK".to_string(),
+                Some(_) => format!("206 P\r\nContent-Range: bytes {start}-{}/{}", body.len() - 1, body.len()),
+            };
+            let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len() - start);
+            let _ = stream.write_all(&body[start..body.len().min(start.saturating_add(*cut))]);
+        }
+    });
+    address
+}
+
+fn honest(image: &TestImage) -> Paths {
+    let wrapped = signature::wrap(&image.manifest, &image.envelope);
+    let blob = |bytes: &Vec<u8>| (format!("/v2/zed/test/blobs/{}", id::Digest::of(bytes)), (bytes.clone(), usize::MAX));
+    let manifest = |name: &str, bytes: &[u8]| (format!("/v2/zed/test/manifests/{name}"), (bytes.to_vec(), usize::MAX));
+    let mut paths: Paths = image.blobs.iter().chain([&wrapped.envelope]).map(blob).collect();
+    paths.extend([manifest("v1", &image.manifest), manifest(&reference::signature_tag(&image.id), &wrapped.manifest)]);
+    paths
+}
+
+#[test]
+fn a_pull_goes_on_where_the_connection_broke() {
+    let image = image("zed", "test", 1);
+    let mut paths = honest(&image);
+    // Every connection breaks after a third.
+    for (_, (body, cut)) in paths.iter_mut().filter(|(path, _)| path.contains("/blobs/")) {
+        if body.len() > 100 && *body != image.blobs[0] {
+            *cut = body.len() / 3 + 1;
+        }
+    }
+    let envelope = signature::wrap(&image.manifest, &image.envelope).envelope;
+    paths.insert(format!("/v2/zed/test/blobs/{}", id::Digest::of(&envelope)), (envelope, usize::MAX));
+    let (dir, store) = fresh();
+    succeed(kiln(store.path()).args(["pull", &format!("{}/zed/test:v1", fake_registry(paths))]));
+    good(&store, &image.id);
+    drop(dir);
+}
+
+#[test]
+fn a_hostile_registry_changes_nothing() {
+    let image = image("zed", "test", 1);
+    let layer = format!("/v2/zed/test/blobs/{}", id::Digest::of(&image.blobs[3]));
+    let signature = format!("/v2/zed/test/manifests/{}", reference::signature_tag(&image.id));
+    let v1 = "/v2/zed/test/manifests/v1".to_string();
+    let stranger = sign::sign(&image.manifest, &ed25519_dalek::SigningKey::from_bytes(&[9; 32]));
+    let forged = signature::wrap(&image.manifest, &stranger);
+    let forged_blob = format!("/v2/zed/test/blobs/{}", id::Digest::of(&forged.envelope));
+    let whole = |bytes: &[u8]| (bytes.to_vec(), usize::MAX);
+    let other = testing::image("zed", "infra", 1);
+    let rows: Vec<(&str, Vec<(String, (Vec<u8>, usize))>, &str)> = vec![
+        ("other bytes", vec![(layer.clone(), whole(&vec![0; image.blobs[3].len()]))], "bytes hash to"),
+        ("shorter", vec![(layer.clone(), whole(b"short"))], "has 5 bytes"),
+        ("longer", vec![(layer.clone(), whole(&vec![0; 99_999]))], "larger than"),
+        ("no manifest", vec![(v1.clone(), whole(b"{}"))], "manifest is not valid"),
+        ("huge manifest", vec![(v1.clone(), whole(&vec![b' '; 5 << 20]))], "larger than"),
+        ("not ours", vec![(v1.clone(), whole(br#"{"schemaVersion":2,"layers":[]}"#))], "manifest is not valid"),
+        ("other role", honest(&other).into_iter().chain([(v1.clone(), whole(&other.manifest))]).collect(), ""),
+        ("unsigned", vec![(signature.clone(), whole(b"{}"))], "signature's manifest is not valid"),
+        (
+            "stranger",
+            vec![(signature.clone(), whole(&forged.manifest)), (forged_blob, whole(&forged.envelope))],
+            "none of which",
+        ),
+    ];
+    for (label, changes, expected) in rows {
+        let mut paths = honest(&image);
+        paths.extend(changes);
+        let (_dir, store) = fresh();
+        let before = state(store.path());
+        let reference = format!("{}/zed/test:v1", fake_registry(paths));
+        if label == "other role" {
+            // What its own config says is its name, whatever the repository is called.
+            assert!(succeed(kiln(store.path()).args(["pull", &reference])).contains("zed/infra:v1"));
+            continue;
+        }
+        fail(kiln(store.path()).args(["pull", &reference]), 1, expected);
+        let after = state(store.path());
+        let lock = store.path().join(".kiln/lock");
+        let ours =
+            |s: &BTreeSet<(PathBuf, u64)>| s.iter().filter(|(p, _)| *p != lock).cloned().collect::<BTreeSet<_>>();
+        assert_eq!((ours(&after.0), after.1), (ours(&before.0), before.1), "{label}");
+    }
+    let paths = honest(&image);
+    let (_dir, store) = fresh();
+    let digest = format!("{}/zed/test@{}", fake_registry(paths), other.id);
+    fail(kiln(store.path()).args(["pull", &digest]), 1, "404");
 }

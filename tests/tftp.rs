@@ -7,8 +7,11 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
+
+/// More than 65536 blocks of 512 bytes, so that the counter wraps.
+const BIG_BYTES: usize = 40_000_000;
 
 /// What the server knows, by name; `.file` in a name makes it a file on the disk.
 struct Known(HashMap<String, Arc<[u8]>>);
@@ -31,18 +34,26 @@ struct Rig {
     files: HashMap<String, Arc<[u8]>>,
 }
 
+/// Bytes without a pattern that a wrong offset could hide in; the same ones in each test.
 fn bytes(length: usize) -> Arc<[u8]> {
-    let mut state = 7u32;
-    (0..length)
-        .map(|_| {
+    static ALL: OnceLock<Vec<u8>> = OnceLock::new();
+    let all = ALL.get_or_init(|| {
+        let mut state = 7u32;
+        let mut next = || {
             state = state.wrapping_mul(1664525).wrapping_add(1013904223);
             (state >> 24) as u8
-        })
-        .collect()
+        };
+        (0..BIG_BYTES).map(|_| next()).collect()
+    });
+    all[..length].into()
 }
 
 fn rig() -> Rig {
-    let sizes = [("empty", 0), ("one", 1), ("block", 512), ("loader", 100_003), ("big", 40_000_000)];
+    rig_on(Ipv4Addr::LOCALHOST)
+}
+
+fn rig_on(address: Ipv4Addr) -> Rig {
+    let sizes = [("empty", 0), ("one", 1), ("block", 512), ("loader", 100_003), ("big", BIG_BYTES)];
     let mut files = HashMap::new();
     for (name, size) in sizes {
         files.insert(name.to_string(), bytes(size));
@@ -51,7 +62,7 @@ fn rig() -> Rig {
     let events = Arc::new(Mutex::new(Vec::new()));
     let sink = events.clone();
     let handle = Server::start(
-        SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
+        SocketAddrV4::new(address, 0),
         None,
         Arc::new(Known(files.clone())),
         Arc::new(move |event| sink.lock().unwrap().push(event)),
@@ -319,4 +330,69 @@ fn a_stopped_server_ends_its_transfers() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(client.error(), 0);
+}
+
+/// Two namespaces with one cable; they vanish with the value.
+struct Cable([String; 2]);
+
+impl Cable {
+    fn new(mtu: u32) -> Option<Cable> {
+        if !nix::unistd::geteuid().is_root() {
+            skip("not root");
+            return None;
+        }
+        if !tool("ip") {
+            return None;
+        }
+        let cable = Cable(["a", "b"].map(|end| format!("kt{}-{mtu}-{end}", std::process::id())));
+        for name in &cable.0 {
+            if !ip(&["netns", "add", name]) {
+                skip("network namespaces cannot be made here");
+                return None;
+            }
+        }
+        let [a, b] = &cable.0;
+        assert!(ip(&["-n", a, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b]));
+        for (name, address) in [(a, "10.78.0.1/24"), (b, "10.78.0.2/24")] {
+            assert!(ip(&["-n", name, "address", "add", address, "dev", "eth0"]));
+            assert!(ip(&["-n", name, "link", "set", "eth0", "mtu", &mtu.to_string(), "up"]));
+        }
+        Some(cable)
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            ip(&["netns", "delete", name]);
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> bool {
+    Command::new("ip").args(arguments).status().unwrap().success()
+}
+
+#[test]
+fn another_machine_gets_every_byte_at_any_mtu() {
+    for mtu in [1500, 1400] {
+        let Some(cable) = Cable::new(mtu) else { return };
+        if !tool("atftp") {
+            return;
+        }
+        let path = format!("/run/netns/{}", cable.0[0]);
+        let enter = move || {
+            let file = std::fs::File::open(path).unwrap();
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            // The wildcard: answers must come from the address that was asked.
+            rig_on(Ipv4Addr::UNSPECIFIED)
+        };
+        let rig = std::thread::spawn(enter).join().unwrap();
+        for window in ["windowsize 1", "windowsize 16", "windowsize 64"] {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", &cable.0[1], "atftp", "--option", "blksize 1468", "--option", window]);
+            command.args(["--get", "-r", "big.file", "-l", "out", "10.78.0.1", &rig.port()]);
+            fetch(&rig, "big.file", &mut command);
+        }
+    }
 }

@@ -5,10 +5,12 @@ mod show;
 mod transfer;
 
 use super::exit::{self, Exit};
+use super::operator::SocketArg;
 use super::{output, places};
 use crate::image::id::ImageId;
 use crate::image::reference::{Name, Reference};
 use crate::image::store::Store;
+use crate::pxe::admin::message::Request;
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -61,6 +63,14 @@ enum Verb {
     Push(transfer::Push),
     Pull(transfer::Pull),
     Gc(gc::Arguments),
+    /// Say what a role boots from now on; the digest is pinned, a later re-tag changes nothing
+    Use {
+        role: String,
+        /// release/role[:tag], an id or a unique prefix of one, in the server's store
+        image: String,
+        #[command(flatten)]
+        socket: SocketArg,
+    },
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
@@ -88,6 +98,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Verb::Push(arguments) => transfer::push(&store()?, &arguments),
         Verb::Pull(arguments) => transfer::pull(&Store::open(&place)?, &arguments),
         Verb::Gc(arguments) => gc::run(&store()?, arguments),
+        Verb::Use { role, image, socket } => socket.order_and_say(&Request::ImageUse { role, image }),
     }
 }
 

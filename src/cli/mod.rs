@@ -1,14 +1,22 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
+pub mod boot;
+pub mod events;
+pub mod build;
 pub mod exit;
+pub mod explain;
 pub mod image;
 pub mod init;
 pub mod key;
 pub mod lock;
+pub mod node;
+pub mod operator;
 pub mod output;
 pub mod places;
 pub mod recipes;
 pub mod secrets;
+pub mod serve;
+pub mod site;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -23,18 +31,33 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    /// Boots an image in virtual machines with real firmware, until a phase or a time-out.
+    Boot(boot::Args),
     Image(image::Arguments),
     Key(key::Arguments),
     Init(init::Args),
     Lock(lock::Arguments),
+    Serve(serve::Arguments),
+    Site(site::Arguments),
+    Node(node::Arguments),
+    Explain(explain::Arguments),
+    Events(events::Arguments),
+    Build(build::Arguments),
 }
 
 /// Runs the verb.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
+        Verb::Boot(args) => boot::run(args),
         Verb::Image(arguments) => image::run(arguments),
         Verb::Key(arguments) => key::run(arguments),
         Verb::Init(args) => init::run(args),
         Verb::Lock(arguments) => lock::run(&arguments),
+        Verb::Serve(arguments) => serve::run(arguments),
+        Verb::Site(arguments) => site::run(arguments),
+        Verb::Node(arguments) => node::run(arguments),
+        Verb::Explain(arguments) => explain::run(arguments),
+        Verb::Events(arguments) => events::run(arguments),
+        Verb::Build(arguments) => build::run(&arguments),
     }
 }

@@ -31,10 +31,10 @@ pub fn load(path: &Path) -> Result<SigningKey> {
 
 /// Reads the key at `path`, or makes one there; `true`: it was made.
 pub fn load_or_new(path: &Path) -> Result<(SigningKey, bool)> {
-    if !path.exists() {
-        if let Some(key) = make(path)? {
-            return Ok((key, true));
-        }
+    if !path.exists()
+        && let Some(key) = make(path)?
+    {
+        return Ok((key, true));
     }
     Ok((load(path)?, false))
 }

@@ -105,6 +105,9 @@ pub struct Config {
     pub cmdline: Vec<String>,
     /// Names of the role's systems in start order.
     pub systems: Vec<String>,
+    /// Names of the site's secrets that those systems may receive, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
     /// Whether a node of it is a controller: one of its systems has a formation.
     pub controller: bool,
     /// SOURCE_DATE_EPOCH, Unix seconds.

@@ -94,10 +94,8 @@ pub fn push(
     let image = store.image(id)?;
     let (manifest, signature) = (store.manifest_bytes(id)?, store.signature_manifest(id)?);
     let parsed = SignatureManifest::parse(&signature, id).map_err(|e| anyhow!(e))?;
-    if let Pick::Digest(digest) = &remote.pick {
-        if digest != id {
-            bail!("image {id} cannot be pushed as {remote}: that digest is another image's");
-        }
+    if matches!(remote.pick, Pick::Digest(digest) if digest != *id) {
+        bail!("image {id} cannot be pushed as {remote}: that digest is another image's");
     }
     let mut registry = Registry::new(remote, credentials);
     let mut seen = BTreeSet::new();

@@ -46,6 +46,7 @@ pub fn open(envelope: &Envelope, trusted: &[String]) -> Result<Vec<u8>, String> 
     }
     let payload = BASE64.decode(&envelope.payload).map_err(|e| format!("payload is not base64: {e}"))?;
     let message = pae(&envelope.payload_type, &payload);
+    let mut mismatch = None;
     for signature in envelope.signatures.iter().filter(|s| trusted.contains(&s.keyid)) {
         let key = parse_public(&signature.keyid)?;
         let bytes = BASE64.decode(&signature.sig).map_err(|e| format!("signature is not base64: {e}"))?;
@@ -53,7 +54,10 @@ pub fn open(envelope: &Envelope, trusted: &[String]) -> Result<Vec<u8>, String> 
         if key.verify(&message, &parsed).is_ok() {
             return Ok(payload);
         }
-        return Err(format!("signature by builder {} does not match the manifest", signature.keyid));
+        mismatch = Some(format!("signature by builder {} does not match the manifest", signature.keyid));
+    }
+    if let Some(mismatch) = mismatch {
+        return Err(mismatch);
     }
     let signers: Vec<&str> = envelope.signatures.iter().map(|s| s.keyid.as_str()).collect();
     Err(format!("manifest is signed by {signers:?}, none of which this image trusts ({trusted:?})"))
@@ -94,5 +98,7 @@ mod tests {
         let mut renamed = sign(b"{}", &theirs);
         renamed.signatures[0].keyid = trusted[0].clone();
         assert!(open(&renamed, &trusted).is_err());
+        renamed.signatures.push(good.signatures[0].clone());
+        assert!(open(&renamed, &trusted).is_ok(), "one that holds is enough");
     }
 }

@@ -442,7 +442,7 @@ impl Store {
             bail!("indexes are nested more than {INDEX_DEPTH_MAX} deep");
         }
         let Some((algorithm, hex)) = digest.split_once(':') else { bail!("{digest:?} is not a digest") };
-        if !(algorithm.bytes().chain(hex.bytes()).all(|b| b.is_ascii_alphanumeric()) && !hex.is_empty()) {
+        if hex.is_empty() || !algorithm.bytes().chain(hex.bytes()).all(|b| b.is_ascii_alphanumeric()) {
             bail!("{digest:?} is not a digest");
         }
         live.extend(digest.parse::<Digest>().ok());

@@ -23,6 +23,11 @@ pub fn builder() -> SigningKey {
 
 /// A signed image; another `number` gives another kernel and layer but the same initramfs.
 pub fn image(release: &str, role: &str, number: u8) -> TestImage {
+    image_of(release, role, number, [&[number; 3000][..], release.as_bytes(), role.as_bytes()].concat())
+}
+
+/// The same with that layer.
+pub fn image_of(release: &str, role: &str, number: u8, layer: Vec<u8>) -> TestImage {
     let config = Config {
         kiln: "0.1.0".into(),
         release: release.into(),
@@ -32,6 +37,7 @@ pub fn image(release: &str, role: &str, number: u8) -> TestImage {
         kernel: "6.1.0-test".into(),
         cmdline: vec!["console=ttyS0".into()],
         systems: vec!["environment".into()],
+        secrets: vec![],
         controller: false,
         epoch: 1_700_000_000,
         lock: Digest::of(b"lock").hex(),
@@ -47,7 +53,7 @@ pub fn image(release: &str, role: &str, number: u8) -> TestImage {
         serde_json::to_vec(&config).expect("plain JSON"),
         format!("kernel {number}").into_bytes(),
         b"initramfs".to_vec(),
-        [&[number; 3000][..], release.as_bytes(), role.as_bytes()].concat(),
+        layer,
     ];
     let sizes: Vec<(Digest, u64)> = blobs.iter().map(|b| (Digest::of(b), b.len() as u64)).collect();
     let manifest = Manifest::new(sizes[0], sizes[1], sizes[2], &[("role", sizes[3])]).encode();

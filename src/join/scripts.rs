@@ -293,7 +293,10 @@ mod tests {
     #[test]
     fn scripts_see_their_contract_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let scripts = scripts(dir.path(), &[("env", "env | cut -d= -f1 | grep -vE '^(_|PWD|OLDPWD|SHLVL)$' | sort | tr '\\n' ' '; pwd")]);
+        let scripts = scripts(
+            dir.path(),
+            &[("env", "env | cut -d= -f1 | grep -vE '^(_|PWD|OLDPWD|SHLVL)$' | sort | tr '\\n' ' '; pwd")],
+        );
         let Outcome::Done(seen) = perform(&scripts, "env", 20) else { panic!("env failed") };
         assert_eq!(seen, "HOME KILN_NODE KILN_ROLE KILN_SECRETS KILN_SITE PATH /");
     }

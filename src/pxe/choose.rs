@@ -114,9 +114,18 @@ fn decide(
         Err((rule, reason)) => return (Choice::Hold(reason), rule),
     };
     facts.insert("image".into(), format!("{} ({})", image.reference, image.id.short()));
-    if let Some(machine) = asker.architecture.filter(|a| *a != image.architecture) {
+    if let Some(machine) = asker.architecture.filter(|a| canonical(a) != canonical(&image.architecture)) {
         let reason = format!("image {} is for {}, this machine is {machine}", image.reference, image.architecture);
         return (Choice::Hold(reason), "other-architecture");
     }
     (Choice::Image(image.id), "role-image")
+}
+
+/// Distributions call the same CPU differently.
+fn canonical(architecture: &str) -> &str {
+    match architecture {
+        "amd64" | "x86_64" => "x86_64",
+        "arm64" | "aarch64" => "aarch64",
+        other => other,
+    }
 }

@@ -175,7 +175,11 @@ mod tests {
                 p = "04".repeat(32)
             )
         );
-        assert!(script.contains("chain --replace --autofree http://10.0.0.1:8080/boot/script?mac=52:54:00:00:00:01&arch=i386"));
+        assert!(
+            script.contains(
+                "chain --replace --autofree http://10.0.0.1:8080/boot/script?mac=52:54:00:00:00:01&arch=i386"
+            )
+        );
         assert!(!script.contains('@'), "{script}");
     }
 

@@ -48,6 +48,11 @@ impl Secrets {
         self.0.get(name).map(String::as_str)
     }
 
+    /// All secrets, for `ledger::answer::secrets`; the map does show its values when printed.
+    pub fn all(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+
     /// Names of all secrets, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)

@@ -23,7 +23,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A response's status line and headers may take this much.
+/// A response's status line and headers may take about this much.
 const HEAD_MAX_BYTES: usize = 64 * 1024;
 /// Header lines of a response.
 const HEADERS_MAX: usize = 100;
@@ -587,3 +587,6 @@ impl AsyncWrite for IdleLimit {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

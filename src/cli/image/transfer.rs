@@ -169,10 +169,8 @@ impl Teller {
 
     fn tell(&mut self, blob: &Descriptor, progress: Progress) {
         let now = clock::now_ms();
-        if let Progress::Moved(_) = progress {
-            if now.saturating_sub(self.last_ms) < PROGRESS_EVERY_MS {
-                return;
-            }
+        if matches!(progress, Progress::Moved(_)) && now.saturating_sub(self.last_ms) < PROGRESS_EVERY_MS {
+            return;
         }
         self.last_ms = now;
         let (state, moved) = match progress {

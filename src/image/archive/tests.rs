@@ -15,8 +15,11 @@ fn saved(dir: &Path) -> (ImageId, Vec<u8>) {
     (id, tar)
 }
 
-/// The archive's entries as (name, bytes), for rebuilding a hostile one.
-fn entries(tar: &[u8]) -> Vec<(String, Vec<u8>)> {
+/// (name, bytes)
+type Entries = Vec<(String, Vec<u8>)>;
+
+/// The archive's entries, for rebuilding a hostile one.
+fn entries(tar: &[u8]) -> Entries {
     let mut archive = tar::Archive::new(tar);
     let read = |entry: io::Result<tar::Entry<&[u8]>>| {
         let mut entry = entry.unwrap();
@@ -101,7 +104,7 @@ fn surplus_blobs_do_not_stay() {
 fn hostile_archives_are_refused_and_leave_the_store_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let (id, good) = saved(dir.path());
-    let change = |edit: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+    let change = |edit: &dyn Fn(&mut Entries)| {
         let mut list = entries(&good);
         edit(&mut list);
         pack(&list)

@@ -41,6 +41,8 @@ pub struct Admin {
     pub ledger: Ledger,
     pub reader: Reader,
     pub counters: Arc<Counters>,
+    /// Counters that others keep: (name, reason, count), sorted.
+    pub more: Box<dyn Fn() -> Vec<(&'static str, &'static str, u64)> + Send + Sync>,
     pub translate: Translate,
     /// Called after a command that changed something.
     pub changed: Box<dyn Fn(&Ledger) + Send + Sync>,
@@ -97,7 +99,8 @@ async fn dispatch(admin: &Arc<Admin>, operator: bool, request: Request<Incoming>
         ["healthz"] if get => Ok(reply(200, "text/plain", b"ok\n".to_vec())),
         ["readyz"] if get => Ok(ready(admin)),
         ["metrics"] if get => {
-            let text = metrics::render(&admin.counters.all(), &admin.ledger.snapshot(), clock::monotonic_ms());
+            let counts = [admin.counters.all(), (admin.more)()].concat();
+            let text = metrics::render(&counts, &admin.ledger.snapshot(), clock::monotonic_ms());
             Ok(reply(200, "text/plain; version=0.0.4", text.into_bytes()))
         }
         _ if !operator => Err((404, "nothing of that name here".into())),

@@ -9,8 +9,7 @@ use rustls::crypto::ring::default_provider;
 /// Larger than any request for an EC or ed25519 key, bytes of PEM.
 pub const PEM_MAX_BYTES: usize = 16 * 1024;
 /// AlgorithmIdentifier content: id-ecPublicKey with curve prime256v1 (RFC 5480 §2.1.1).
-const EC_P256: &[u8] =
-    &[0x06, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 0x06, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
+const EC_P256: &[u8] = &[0x06, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 0x06, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
 /// AlgorithmIdentifier content: id-Ed25519 (RFC 8410 §3).
 const ED25519: &[u8] = &[0x06, 3, 0x2b, 0x65, 0x70];
 const SEQUENCE: u8 = 0x30;
@@ -84,7 +83,7 @@ impl<'a> Der<'a> {
         let bad = || "certificate request is not valid DER".to_string();
         let (&found, &first) = (self.0.first().ok_or_else(bad)?, self.0.get(1).ok_or_else(bad)?);
         let (head, length) = match first {
-            0..0x80 => (2, usize::from(first)),
+            0..=0x7f => (2, usize::from(first)),
             0x81 => (3, usize::from(*self.0.get(2).ok_or_else(bad)?)),
             0x82 => {
                 (4, usize::from(u16::from_be_bytes([*self.0.get(2).ok_or_else(bad)?, *self.0.get(3).ok_or_else(bad)?])))

@@ -245,8 +245,9 @@ async fn register(api: &Api, source: Ipv4Addr, request: RegisterRequest) -> Resu
         let admitted = decide::check_register(&now.state, &now.live, &request, source, clock::monotonic_ms()).ok();
         let issue = |a: decide::Admitted| api.authority.issue(&csr, &request.node, a.generation, clock::now_ms());
         let certificate = admitted.map(issue).transpose().map_err(|e| Failed(500, e))?;
-        let issued =
-            admitted.zip(certificate.as_ref()).map(|(a, c)| Issued { generation: a.generation, fingerprint: c.fingerprint });
+        let issued = admitted
+            .zip(certificate.as_ref())
+            .map(|(a, c)| Issued { generation: a.generation, fingerprint: c.fingerprint });
         let command = Command::Register { request: Box::new(request.clone()), source, issued };
         let outcome = match api.ledger.submit(command).await {
             Ok(outcome) => outcome,

@@ -5,7 +5,10 @@
 pub enum Part {
     Whole,
     /// `start..end` in bytes, not empty.
-    Some { start: u64, end: u64 },
+    Some {
+        start: u64,
+        end: u64,
+    },
     /// 416.
     Unsatisfiable,
 }

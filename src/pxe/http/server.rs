@@ -50,7 +50,10 @@ const BUSY_RETRY_SECS: u64 = 5;
 pub enum ScriptReply {
     Script(String),
     /// 503: iPXE waits so long and asks again, without a limit.
-    Later { retry_secs: u64, reason: String },
+    Later {
+        retry_secs: u64,
+        reason: String,
+    },
     /// 404: not ours.
     No(String),
 }
@@ -378,7 +381,9 @@ impl<P: Plain> Connection<P> {
         }
         let headers = vec![("Content-Type", "application/octet-stream".into()), ("Accept-Ranges", "bytes".into())];
         match part(range_of(head), head.if_range.as_deref(), &etag, size) {
-            Part::Whole => unchanged(Reply { status: 200, headers, body: Body::File { file, start: 0, end: size }, close: false }),
+            Part::Whole => {
+                unchanged(Reply { status: 200, headers, body: Body::File { file, start: 0, end: size }, close: false })
+            }
             Part::Some { start, end } => {
                 let range = format!("bytes {start}-{}/{size}", end - 1);
                 unchanged(Reply { status: 206, headers, body: Body::File { file, start, end }, close: false })
@@ -461,7 +466,12 @@ fn range_of(head: &Head) -> Option<&str> {
 
 fn whole(body: Arc<[u8]>, kind: &str, head: &Head, etag: &str) -> Reply {
     if head.if_none_match.as_deref() == Some(etag) {
-        return Reply { status: 304, headers: vec![("ETag", etag.into())], body: Body::Bytes(Arc::default()), close: false };
+        return Reply {
+            status: 304,
+            headers: vec![("ETag", etag.into())],
+            body: Body::Bytes(Arc::default()),
+            close: false,
+        };
     }
     let headers = vec![("Content-Type", kind.to_string()), ("ETag", etag.to_string())];
     Reply { status: 200, headers, body: Body::Bytes(body), close: false }
@@ -478,7 +488,9 @@ fn cut(bytes: Arc<[u8]>, kind: &str, head: &Head) -> Reply {
             reply.status = 206;
             reply.with("Content-Range", format!("bytes {start}-{}/{size}", end - 1))
         }
-        Part::Unsatisfiable => Reply::plain(416, "range lies behind the end").with("Content-Range", format!("bytes */{size}")),
+        Part::Unsatisfiable => {
+            Reply::plain(416, "range lies behind the end").with("Content-Range", format!("bytes */{size}"))
+        }
     };
     reply.with("Accept-Ranges", "bytes")
 }
@@ -500,7 +512,8 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> {
     head.keep = !head.old;
     for header in request.headers.iter() {
         let name = header.name.to_ascii_lowercase();
-        let known = ["range", "if-range", "if-none-match", "content-length", "transfer-encoding", "expect", "connection"];
+        let known =
+            ["range", "if-range", "if-none-match", "content-length", "transfer-encoding", "expect", "connection"];
         if !known.contains(&name.as_str()) {
             continue;
         }

@@ -118,14 +118,11 @@ impl Transfer {
             return;
         }
         match Packet::parse(bytes) {
-            Ok(Packet::Ack(block)) if self.offered => {
-                // Anything but 0 answers a question that was not asked.
-                if block == 0 {
-                    self.offered = false;
-                    self.progress(now);
-                }
+            Ok(Packet::Ack(0)) if self.offered => {
+                self.offered = false;
+                self.progress(now);
             }
-            Ok(Packet::Ack(block)) => self.on_ack(block, now),
+            Ok(Packet::Ack(block)) if !self.offered => self.on_ack(block, now),
             Ok(Packet::Error { code: error::OPTIONS, .. }) if self.oack.is_some() && self.base == 1 => {
                 self.end = Some(End::Probe);
             }

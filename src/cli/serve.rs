@@ -1,0 +1,448 @@
+//! `kiln serve`: DHCP, TFTP, HTTP and TLS for the nodes, a socket and a loopback port for the
+//! operator, all over one ledger.
+
+mod images;
+mod keys;
+mod leases;
+mod nodes;
+mod sockets;
+
+use super::exit::{Exit, error};
+use super::{places, secrets};
+use crate::image::store::Store;
+use crate::ledger::decide::Command;
+use crate::ledger::event::UsedImage;
+use crate::ledger::sqlite::{self, Reader, Sqlite};
+use crate::ledger::writer::{Ledger, SubmitError};
+use crate::pxe::admin::message::Request;
+use crate::pxe::admin::server::{self as admin, Admin};
+use crate::pxe::api::server::{self as api, Api, Secrets};
+use crate::pxe::choose::Mode;
+use crate::pxe::counters::Counters;
+use crate::pxe::dhcp::{reply, server as dhcp};
+use crate::pxe::http::server as http;
+use crate::pxe::loaders::{self, Loaders};
+use crate::pxe::tftp::server as tftp;
+use crate::site::{Site, file};
+use crate::sys::files;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, RwLock};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Site files are text of people.
+const SITE_MAX_BYTES: u64 = 4 * 1024 * 1024;
+const HTTP_PORT: u16 = 8080;
+const TLS_PORT: u16 = 8443;
+const ADMIN_PORT: u16 = 9090;
+const TFTP_PORT: u16 = 69;
+/// Where distributions put iPXE's binaries.
+const IPXE_DIRS: [&str; 3] = ["/usr/lib/ipxe", "/usr/share/ipxe", "/usr/lib/ipxe/qemu"];
+/// Threads of the nodes' plain side, whose disk reads may block.
+const HTTP_THREADS: usize = 2;
+/// Threads of everything else.
+const THREADS: usize = 2;
+
+/// Boots the site's machines: DHCP, TFTP, HTTP and the join protocol
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The site; an empty ledger takes it, later edits come by `kiln site apply` or SIGHUP
+    #[arg(long, value_name = "FILE")]
+    site: PathBuf,
+    /// The interface that DHCP and TFTP answer on
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+    /// How to stand to other DHCP servers [default: authoritative with --interface, else off]
+    #[arg(long, value_enum)]
+    dhcp: Option<DhcpMode>,
+    /// Where nodes reach HTTP [default: the interface's address, port 8080]
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    listen: Option<String>,
+    /// Port of the join protocol (TLS), on the same address
+    #[arg(long, value_name = "PORT", default_value_t = TLS_PORT)]
+    tls_port: u16,
+    /// Where /healthz, /readyz and /metrics are; never where nodes are
+    #[arg(long, value_name = "ADDR[:PORT]", default_value = "127.0.0.1:9090")]
+    admin_listen: String,
+    /// The server's state: ledger and keys
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// The store that images are served from
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// The operator's socket
+    #[arg(long, value_name = "FILE")]
+    socket: Option<PathBuf>,
+    /// The site's secrets [default: secrets.toml beside the site, if it exists]
+    #[arg(long, value_name = "FILE")]
+    secrets: Option<PathBuf>,
+    /// Folder of iPXE's binaries [default: the distribution's]
+    #[arg(long, value_name = "DIR")]
+    ipxe: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum DhcpMode {
+    Authoritative,
+    Proxy,
+    Off,
+}
+
+impl Arguments {
+    fn mode(&self) -> Result<Mode> {
+        match (self.dhcp, &self.interface) {
+            (Some(DhcpMode::Off), _) | (None, None) => Ok(Mode::Off),
+            (Some(_), None) => Err(error(Exit::Usage, "--dhcp needs --interface: DHCP answers on one network only")),
+            (Some(DhcpMode::Authoritative) | None, Some(_)) => Ok(Mode::Authoritative),
+            (Some(DhcpMode::Proxy), Some(_)) => Ok(Mode::Proxy),
+        }
+    }
+}
+
+pub fn run(arguments: Arguments) -> Result<()> {
+    let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).try_init();
+    let mode = arguments.mode()?;
+    let site = read_site(&arguments.site)?;
+    let runtime = runtime("kiln", THREADS)?;
+    let result = runtime.block_on(serve(arguments, mode, site));
+    // Connections that are still open hold no promise: what was answered is on the disk.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+fn runtime(name: &str, threads: usize) -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .context("starting threads")
+}
+
+/// Reads and checks a site file.
+pub(super) fn read_site(path: &Path) -> Result<Site> {
+    let bytes = files::read_bounded(path, SITE_MAX_BYTES)?;
+    let text = String::from_utf8(bytes).with_context(|| format!("reading {} as UTF-8", path.display()))?;
+    Ok(file::parse(&text, &path.display().to_string())?)
+}
+
+async fn serve(arguments: Arguments, mode: Mode, site: Site) -> Result<()> {
+    let state = places::state(arguments.state.clone());
+    std::fs::create_dir_all(&state).with_context(|| format!("creating folder {}", state.display()))?;
+    let _lock = lock(&state)?;
+    let keys = keys::load(&state)?;
+    let store = Arc::new(Store::open(&places::store(arguments.store.clone()))?);
+    let secrets_file = secrets_file(&arguments);
+    let secrets: Secrets = Arc::new(RwLock::new(read_secrets(secrets_file.as_deref())?));
+    let database = state.join("ledger.sqlite");
+    let (ledger, writer) = Ledger::start(Sqlite::open(&database)?)?;
+    first_site(&ledger, &store, &secrets, &site, &arguments.site).await?;
+    let in_use = Arc::new(images::InUse::new(&state));
+    in_use.write(ledger.snapshot().state.images_in_use())?;
+
+    let address = match &arguments.interface {
+        Some(name) => Some(sockets::interface_address(name, site.management.subnet)?),
+        None => None,
+    };
+    let default = SocketAddr::from((address.unwrap_or(Ipv4Addr::UNSPECIFIED), HTTP_PORT));
+    let listen = match &arguments.listen {
+        Some(text) => sockets::address(text, HTTP_PORT).map_err(|e| error(Exit::Usage, format!("--listen: {e}")))?,
+        None => default,
+    };
+    let counters = Arc::new(Counters::default());
+    let running: Arc<OnceLock<dhcp::Handle>> = Arc::default();
+
+    let tls = sockets::tcp((listen.ip(), arguments.tls_port).into(), "TLS").await?;
+    let pin = keys.identity.pin;
+    let nodes = Arc::new(nodes::Nodes {
+        ledger: ledger.clone(),
+        mode,
+        blobs: images::Blobs::new(store.clone()),
+        loaders: read_loaders(arguments.ipxe.as_deref())?,
+        counters: counters.clone(),
+        tls_port: tls.local_addr()?.port(),
+        pin,
+        address,
+        dhcp: running.clone(),
+    });
+    let acceptor = api::acceptor(keys.identity, &keys.authority)?;
+    let leased = running.clone();
+    let api = Arc::new(Api {
+        ledger: ledger.clone(),
+        authority: keys.authority,
+        secrets: secrets.clone(),
+        leased: Box::new(move |mac| leased.get()?.leased(mac)),
+        authoritative: mode == Mode::Authoritative,
+        credential_key: keys.credential,
+        counters: counters.clone(),
+    });
+    println!("tls {} pin {}", tls.local_addr()?, pin.hex());
+    tokio::spawn(api::run(tls, acceptor, api));
+
+    // Its own threads: a slow disk must not hold up DHCP or TLS.
+    let plain = runtime("http", HTTP_THREADS)?;
+    let http_listener = plain.spawn(sockets::tcp(listen, "HTTP")).await.context("opening HTTP")??;
+    let http_port = http_listener.local_addr()?.port();
+    println!("http {}", http_listener.local_addr()?);
+    plain.spawn(http::run(http_listener, nodes.clone()));
+
+    let mut files_server = None;
+    if let (Some(interface), Some(address)) = (&arguments.interface, address) {
+        let started = start_netboot(interface, address, http_port, mode, &database, &nodes)?;
+        if let Some(handle) = started.dhcp {
+            let _ = running.set(handle);
+        }
+        files_server = Some(started.tftp);
+    }
+
+    let admin_address = sockets::address(&arguments.admin_listen, ADMIN_PORT)
+        .map_err(|e| error(Exit::Usage, format!("--admin-listen: {e}")))?;
+    let admin_listener = sockets::tcp(admin_address, "the operator").await?;
+    let (socket_listener, socket) = sockets::unix(&places::socket(arguments.socket.clone()))?;
+    let operator = Arc::new(operator(&ledger, &database, &counters, &store, &in_use, &running));
+    println!("admin {}", admin_listener.local_addr()?);
+    println!("socket {}", socket.path.display());
+    tokio::spawn(admin::run_listen(admin_listener, operator.clone()));
+    tokio::spawn(admin::run_socket(socket_listener, operator.clone()));
+    tokio::spawn(keep_in_use(ledger.clone(), in_use.clone()));
+    println!("ready");
+
+    let ended = wait(&ledger, &arguments.site, &operator, &secrets, secrets_file.as_deref()).await;
+    drop(socket);
+    plain.shutdown_background();
+    drop(files_server);
+    drop(writer); // its thread ends with the last handle; what it answered for is on the disk
+    ended
+}
+
+/// The ledger belongs to one server.
+fn lock(state: &Path) -> Result<nix::fcntl::Flock<std::fs::File>> {
+    let path = state.join("serve.lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|_| error(Exit::Refused, format!("another kiln serve runs with the state {}", state.display())))
+}
+
+fn secrets_file(arguments: &Arguments) -> Option<PathBuf> {
+    let beside = || arguments.site.parent().map(|p| p.join("secrets.toml")).filter(|p| p.exists());
+    arguments.secrets.clone().or_else(beside)
+}
+
+fn read_secrets(path: Option<&Path>) -> Result<BTreeMap<String, String>> {
+    let Some(path) = path else { return Ok(BTreeMap::new()) };
+    let secrets = secrets::read(path)?;
+    Ok(secrets.names().filter_map(|name| Some((name.to_string(), secrets.get(name)?.to_string()))).collect())
+}
+
+/// An empty ledger takes the site file; a later edit only by the operator's word.
+async fn first_site(ledger: &Ledger, store: &Store, secrets: &Secrets, site: &Site, path: &Path) -> Result<()> {
+    let state = ledger.snapshot().state;
+    if let Some(known) = &state.site {
+        if **known != *site {
+            eprintln!("note: {} differs from the ledger's site; next: kiln site diff, kiln site apply", path.display());
+        }
+        return Ok(());
+    }
+    let mut images = BTreeMap::new();
+    for (role, reference) in &site.role_images {
+        match image_for(store, site, role, reference) {
+            Ok(image) => drop(images.insert(role.clone(), image)),
+            Err(reason) => eprintln!("note: role {role} has no image yet: {reason}; next: kiln image use {role} IMAGE"),
+        }
+    }
+    let own = secrets.read().unwrap_or_else(|e| e.into_inner()).get("site.id").cloned();
+    let site_id = match own {
+        Some(id) => id,
+        None => crate::image::id::hex(&keys::random()?[..16]),
+    };
+    let command = Command::ApplySite { site: Box::new(site.clone()), site_id, images };
+    ledger.submit(command).await.map_err(refused).context("applying the site")?;
+    Ok(())
+}
+
+fn refused(failed: SubmitError) -> anyhow::Error {
+    match failed {
+        SubmitError::Refused(refusal) => error(Exit::Refused, refusal.reason),
+        other => other.into(),
+    }
+}
+
+/// What a role's reference means today, if it is an image of that role and release.
+fn image_for(store: &Store, site: &Site, role: &str, reference: &str) -> Result<UsedImage, String> {
+    let looked = images::look_up(store, reference).map_err(|e| format!("{e:#}"))?;
+    if looked.role != role || looked.release != site.cluster.release {
+        return Err(format!("image {reference} is {}/{}", looked.release, looked.role));
+    }
+    Ok(looked.image)
+}
+
+/// Orders of the operator that name images by reference.
+fn translate(store: &Store, order: Request, ledger: &Ledger) -> Result<Command, (u16, String)> {
+    Ok(match order {
+        Request::SiteApply { site } | Request::SiteDiff { site } => {
+            let state = ledger.snapshot().state;
+            let before = state.site.as_ref().map(|s| s.role_images.clone()).unwrap_or_default();
+            let mut images = BTreeMap::new();
+            for (role, reference) in &site.role_images {
+                // The same words mean what they meant: a re-tag changes nothing.
+                if before.get(role) == Some(reference) && state.image_of(role).is_some() {
+                    continue;
+                }
+                let image = image_for(store, &site, role, reference);
+                images.insert(role.clone(), image.map_err(|reason| (409, format!("role {role}: {reason}")))?);
+            }
+            Command::ApplySite { site, site_id: String::new(), images }
+        }
+        Request::ImageUse { role, image } => {
+            let looked = images::look_up(store, &image).map_err(|e| (404, format!("{e:#}")))?;
+            let image = Box::new(looked.image);
+            Command::UseImage { role, image, release: looked.release, image_role: looked.role }
+        }
+        Request::Approve { machine, node } => Command::Approve { machine, node },
+        Request::Hold { node, reason } => Command::Hold { node, reason },
+        Request::Unhold { node } => Command::Unhold { node },
+    })
+}
+
+fn read_loaders(folder: Option<&Path>) -> Result<Loaders> {
+    let folders: Vec<PathBuf> = match folder {
+        Some(folder) => vec![folder.to_path_buf()],
+        None => IPXE_DIRS.iter().map(PathBuf::from).collect(),
+    };
+    let mut found = Vec::new();
+    for name in loaders::NAMES {
+        if let Some(path) = folders.iter().map(|f| f.join(name)).find(|p| p.is_file()) {
+            found.push((name.to_string(), files::read_bounded(&path, loaders::MAX_BYTES)?));
+        }
+    }
+    if found.is_empty() {
+        eprintln!("note: no iPXE binaries found; next: install the package ipxe, or name their folder with --ipxe");
+    }
+    Ok(Loaders::new(found))
+}
+
+struct Netboot {
+    dhcp: Option<dhcp::Handle>,
+    tftp: tftp::Handle,
+}
+
+fn start_netboot(
+    interface: &str,
+    address: Ipv4Addr,
+    http_port: u16,
+    mode: Mode,
+    database: &Path,
+    nodes: &Arc<nodes::Nodes>,
+) -> Result<Netboot> {
+    let counters = nodes.counters.clone();
+    let events: tftp::Events = Arc::new(move |event| {
+        tracing::debug!(peer = %event.peer, name = %event.name, bytes = event.bytes, "tftp {}", event.outcome.word());
+        counters.add_many("tftp_bytes", "loaders", event.bytes);
+    });
+    let tftp = tftp::Server::start(SocketAddrV4::new(address, TFTP_PORT), Some(interface), nodes.clone(), events)?;
+    println!("tftp {}", tftp.address());
+    let reply_mode = match mode {
+        Mode::Authoritative => reply::Mode::Authoritative,
+        Mode::Proxy => reply::Mode::Proxy,
+        Mode::Off => return Ok(Netboot { dhcp: None, tftp }),
+    };
+    if mode == Mode::Authoritative {
+        let other = dhcp::probe(interface, sockets::interface_mac(interface)?)?;
+        if let Some(server) = other {
+            let next = "stop it, or use --dhcp proxy";
+            return Err(error(Exit::Refused, format!("DHCP server {server} answers on {interface} already; {next}")));
+        }
+    }
+    let config = dhcp::Config {
+        interface: interface.to_string(),
+        reply: reply::Config { mode: reply_mode, server: address, http_port },
+    };
+    let table = Box::new(leases::LeaseTable(sqlite::Leases::open(database)?));
+    let noting = nodes.clone();
+    let handle = dhcp::Server::start(config, nodes.clone(), table, Arc::new(move |event| noting.note(event)))?;
+    println!("dhcp {} on {interface}", if mode == Mode::Proxy { "proxy" } else { "authoritative" });
+    Ok(Netboot { dhcp: Some(handle), tftp })
+}
+
+fn operator(
+    ledger: &Ledger,
+    database: &Path,
+    counters: &Arc<Counters>,
+    store: &Arc<Store>,
+    in_use: &Arc<images::InUse>,
+    running: &Arc<OnceLock<dhcp::Handle>>,
+) -> Admin {
+    let (store, in_use, running) = (store.clone(), in_use.clone(), running.clone());
+    Admin {
+        ledger: ledger.clone(),
+        reader: Reader::new(database),
+        counters: counters.clone(),
+        more: Box::new(move || {
+            let dhcp = running.get().map(|d| d.counters()).unwrap_or_default();
+            dhcp.into_iter().map(|(word, count)| ("dhcp_packets", word, count)).collect()
+        }),
+        translate: Box::new(move |order, ledger| translate(&store, order, ledger)),
+        changed: Box::new(move |ledger| note_in_use(ledger, &in_use)),
+    }
+}
+
+fn note_in_use(ledger: &Ledger, in_use: &images::InUse) {
+    if let Err(error) = in_use.write(ledger.snapshot().state.images_in_use()) {
+        tracing::error!("{error:#}");
+    }
+}
+
+/// Registers change which images run.
+async fn keep_in_use(ledger: Ledger, in_use: Arc<images::InUse>) {
+    let mut head = ledger.head();
+    while head.changed().await.is_ok() {
+        let (ledger, in_use) = (ledger.clone(), in_use.clone());
+        let _ = tokio::task::spawn_blocking(move || note_in_use(&ledger, &in_use)).await;
+    }
+}
+
+/// Until SIGTERM or SIGINT, or until the ledger can go on no more. SIGHUP reads site and secrets again.
+async fn wait(
+    ledger: &Ledger,
+    site: &Path,
+    operator: &Admin,
+    secrets: &Secrets,
+    secrets_file: Option<&Path>,
+) -> Result<()> {
+    let (mut term, mut int, mut hup) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
+    let mut pulse = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ok(()),
+            _ = int.recv() => return Ok(()),
+            _ = hup.recv() => {
+                if let Err(error) = reload(ledger, site, operator, secrets, secrets_file).await {
+                    tracing::error!("SIGHUP: {error:#}; everything stays as it was");
+                }
+            }
+            _ = pulse.tick() => if ledger.ended() { anyhow::bail!("the ledger's writer ended; see the log above") },
+        }
+    }
+}
+
+async fn reload(
+    ledger: &Ledger,
+    path: &Path,
+    operator: &Admin,
+    secrets: &Secrets,
+    secrets_file: Option<&Path>,
+) -> Result<()> {
+    let site = Box::new(read_site(path)?);
+    let fresh = read_secrets(secrets_file)?;
+    let order = Request::SiteApply { site };
+    let command = (operator.translate)(order, ledger).map_err(|(_, reason)| anyhow::anyhow!(reason))?;
+    let outcome = ledger.submit(command).await?;
+    *secrets.write().unwrap_or_else(|e| e.into_inner()) = fresh;
+    (operator.changed)(ledger);
+    tracing::info!("SIGHUP: {} changes applied", outcome.events.len());
+    Ok(())
+}
