@@ -107,8 +107,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let mode = arguments.mode()?;
     let site = read_site(&arguments.site)?;
     let runtime = runtime("kiln", THREADS)?;
-    let result = runtime.block_on(serve(arguments, mode, site));
+    // Its own threads: a slow disk must not hold up DHCP or TLS.
+    let plain = self::runtime("http", HTTP_THREADS)?;
+    let result = runtime.block_on(serve(arguments, mode, site, plain.handle()));
     // Connections that are still open hold no promise: what was answered is on the disk.
+    plain.shutdown_background();
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
 }
@@ -129,7 +132,7 @@ pub(super) fn read_site(path: &Path) -> Result<Site> {
     Ok(file::parse(&text, &path.display().to_string())?)
 }
 
-async fn serve(arguments: Arguments, mode: Mode, site: Site) -> Result<()> {
+async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runtime::Handle) -> Result<()> {
     let state = places::state(arguments.state.clone());
     std::fs::create_dir_all(&state).with_context(|| format!("creating folder {}", state.display()))?;
     let _lock = lock(&state)?;
@@ -182,8 +185,6 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site) -> Result<()> {
     println!("tls {} pin {}", tls.local_addr()?, pin.hex());
     tokio::spawn(api::run(tls, acceptor, api));
 
-    // Its own threads: a slow disk must not hold up DHCP or TLS.
-    let plain = runtime("http", HTTP_THREADS)?;
     let http_listener = plain.spawn(sockets::tcp(listen, "HTTP")).await.context("opening HTTP")??;
     let http_port = http_listener.local_addr()?.port();
     println!("http {}", http_listener.local_addr()?);
@@ -212,7 +213,6 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site) -> Result<()> {
 
     let ended = wait(&ledger, &arguments.site, &operator, &secrets, secrets_file.as_deref()).await;
     drop(socket);
-    plain.shutdown_background();
     drop(files_server);
     drop(writer); // its thread ends with the last handle; what it answered for is on the disk
     ended

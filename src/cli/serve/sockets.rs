@@ -65,7 +65,7 @@ pub fn interface_address(name: &str, within: Option<crate::site::Subnet>) -> Res
 
 /// The interface's own MAC.
 pub fn interface_mac(name: &str) -> Result<crate::site::Mac> {
-    let path = format!("/sys/class/net/{name}/address");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("reading the MAC of interface {name}"))?;
-    text.trim().parse().map_err(anyhow::Error::msg).with_context(|| format!("reading the MAC of interface {name}"))
+    // By ioctl: /sys shows the network that it was mounted in, which need not be this process's.
+    let mac = crate::sys::netdev::Interfaces::open()?.mac(name)?;
+    Ok(crate::site::Mac(mac))
 }
