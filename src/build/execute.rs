@@ -9,8 +9,8 @@ use super::tree::{Index, Kind, Node, Tree};
 use super::{family, initramfs, role, squash};
 use crate::image::id::{Digest, ImageId};
 use crate::image::manifest::{
-    ANNOTATION_NAME, Config, Descriptor, MEDIA_CONFIG, MEDIA_INITRAMFS, MEDIA_KERNEL, MEDIA_LAYER, MEDIA_MANIFEST,
-    Manifest,
+    ANNOTATION_NAME, Config, Descriptor, MEDIA_CONFIG, MEDIA_IMAGE, MEDIA_INITRAMFS, MEDIA_KERNEL, MEDIA_LAYER,
+    MEDIA_MANIFEST, Manifest,
 };
 use crate::image::role::{ROLE_FILE, RoleFile};
 use crate::image::{sign, store::Store};
@@ -426,7 +426,7 @@ fn commit(
     let manifest = Manifest {
         schema_version: 2,
         media_type: MEDIA_MANIFEST.into(),
-        artifact_type: MEDIA_CONFIG.into(),
+        artifact_type: MEDIA_IMAGE.into(),
         config: descriptor(MEDIA_CONFIG, config, None),
         layers: blobs,
         annotations: BTreeMap::new(),
