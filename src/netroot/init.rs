@@ -200,13 +200,15 @@ impl Boot {
         let root = Path::new(NEWROOT);
         mount::assemble(&self.layers, self.upper_bytes)?;
         let role = state::read_role(root)?;
+        let folders: Vec<String> = role.systems.iter().flat_map(|s| s.state.clone()).collect();
         let mut kept = None;
         if let StateOrder::Disk { disk: want } = &go.state {
             let target = state::inside(root, Path::new(STATE_DIR))?;
             self.attach(cmdline, go, want, &target)?;
-            let folders: Vec<String> = role.systems.iter().flat_map(|s| s.state.clone()).collect();
             state::bind_folders(root, &target, &folders)?;
             kept = Some(target);
+        } else {
+            state::make_folders(root, &folders)?;
         }
         state::identify(root, kept.as_deref(), &go.node)?;
         self.done(if kept.is_some() { "state on its disk" } else { "state in memory" });
@@ -322,7 +324,7 @@ impl Boot {
         };
         let client = Client::new().timeouts(REPORT_TIMEOUTS);
         if let Err(e) = json::tell(&client, &format!("http://{}/v1/phase", cmdline.server), &report) {
-            self.console.say(&format!("report of {phase:?} was not taken: {e:#}"));
+            self.console.say(&format!("report of {} was not taken: {e:#}", name(phase)));
         }
     }
 }
