@@ -1,8 +1,8 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
 pub mod boot;
-pub mod events;
 pub mod build;
+pub mod events;
 pub mod exit;
 pub mod explain;
 pub mod image;
