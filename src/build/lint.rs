@@ -162,7 +162,8 @@ fn passwords(subject: &Subject, found: &mut dyn FnMut(String)) {
 
 /// Programs that may run with another's rights: those of Debian's packages.
 fn setuid(subject: &Subject, found: &mut dyn FnMut(String)) {
-    const KNOWN: [&str; 28] = [
+    const KNOWN: [&str; 29] = [
+        "auth_pam_tool",
         "chage",
         "chfn",
         "chsh",
