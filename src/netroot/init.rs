@@ -266,7 +266,8 @@ impl Boot {
         nix::unistd::chdir("/")?;
         redirect_output();
         loop {
-            let error = Command::new("/sbin/init").env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").exec();
+            // With the arguments and the environment that the kernel gave to its init.
+            let error = Command::new("/sbin/init").args(std::env::args_os().skip(1)).exec();
             self.console.say(&format!("starting the role's /sbin/init: {error}"));
             std::thread::sleep(PAUSE_MAX);
         }
