@@ -99,26 +99,28 @@ fn grant(
         let reason = format!("session of generation {} of node {name} lives or may live", known.generation);
         return Err(("session-lives", reason));
     }
-    let address = expected_address(state, boot, node)?;
-    if address != boot.source {
-        let reason = format!("asked from {}, but a credential of node {name} goes to {address} only", boot.source);
-        return Err(("other-address", reason));
+    let expected = expected_addresses(state, boot, node)?;
+    if !expected.contains(&boot.source) {
+        let to: Vec<String> = expected.iter().map(|a| a.to_string()).collect();
+        let (from, to) = (boot.source, to.join(" or "));
+        return Err(("other-address", format!("asked from {from}, but a credential of node {name} goes to {to} only")));
     }
+    let address = boot.source;
     let hash = credential_of(&boot.credential);
     Ok((rule, Some(Credential { boot_id: request.boot_id.clone(), hash, address })))
 }
 
-/// The address leased to that MAC; where kiln leased none, the one from which it last asked for its script.
-fn expected_address(state: &State, boot: &Boot, node: &Node) -> Result<Ipv4Addr, (&'static str, String)> {
-    if let Some(leased) = boot.leased {
-        return Ok(leased);
-    }
-    if boot.authoritative {
-        return Ok(node.address);
+/// The addresses that are that card's: leased or reserved to it; where kiln leases none, the one
+/// from which it last asked for its script.
+fn expected_addresses(state: &State, boot: &Boot, node: &Node) -> Result<Vec<Ipv4Addr>, (&'static str, String)> {
+    let reserved = boot.authoritative.then_some(node.address);
+    let ours: Vec<Ipv4Addr> = boot.leased.into_iter().chain(reserved).collect();
+    if !ours.is_empty() {
+        return Ok(ours);
     }
     let script = state.machines.get(&boot.request.mac).and_then(|m| m.answers.get(&Asked::Script));
     let unknown = || ("no-script", format!("machine {} never asked here for its boot script", boot.request.mac));
-    script.and_then(|a| a.address).ok_or_else(unknown)
+    script.and_then(|a| a.address).map(|a| vec![a]).ok_or_else(unknown)
 }
 
 fn record(
