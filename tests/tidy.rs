@@ -46,7 +46,7 @@ const STARRED: &[&str] = &[
     "netroot/network.rs",
     "netroot/modules.rs",
     "netroot/disk.rs",
-    "netroot/client.rs",
+    "netroot/state.rs",
     "join/agent.rs",
     "join/agent/*",
 ];

@@ -2,10 +2,15 @@
 //! order, reports. What runs goes on when the server or this program is gone; an agent that is
 //! restarted goes on where it was, in the same generation.
 
+mod place;
+mod register;
+mod report;
+mod scripts;
+
+use self::register::Registration;
+use self::report::Reporter;
+use self::scripts::Scripts;
 use super::node::{Node, Outcome};
-use super::register::{self, Registration};
-use super::scripts::Scripts;
-use super::{place, report::Reporter};
 use crate::image::role::{ROLE_FILE, RoleFile};
 use crate::ledger::message::{HANDOVER_FILE, Handover, Phase, PhaseReport, Report};
 use crate::sys::clock::{self, growing_pause, monotonic_ms};
@@ -28,7 +33,7 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const PHASE_TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_secs(3), idle: Duration::from_secs(3) };
 
 /// What the main loop hears.
-pub(super) enum Event {
+enum Event {
     Done {
         system: String,
         outcome: Outcome,

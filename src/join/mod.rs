@@ -2,8 +2,4 @@
 
 pub mod agent;
 pub mod node;
-pub mod place;
-pub mod register;
-pub mod report;
-pub mod scripts;
 pub mod settings;

@@ -1,7 +1,7 @@
 //! Reports of this generation: at every change, and every few seconds so that the session lives.
 //! A server that does not answer stops nothing: the newest report waits, older ones are dropped.
 
-use super::agent::Event;
+use super::Event;
 use super::register::Registration;
 use crate::ledger::message::{Handover, REPORT_INTERVAL_SECS, Report, ReportAnswer};
 use crate::sys::clock::growing_pause;

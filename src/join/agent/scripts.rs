@@ -1,9 +1,9 @@
 //! Does one job of a system: its scripts and its units. Time-outs, exit statuses and bounded
 //! output as the scripts' contract says; decides nothing.
 
-use super::node::{Action, Job, Outcome};
 use super::place::{RUN, secrets_dir, site_file};
 use crate::image::role::SYSTEMS_DIR;
+use crate::join::node::{Action, Job, Outcome};
 use crate::sys::command;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;

@@ -1,8 +1,8 @@
 //! Puts what the register's answer brought in its place: names, resolvers, interfaces, the view,
 //! the secrets, the rendered templates. Idempotent: an agent that is restarted does it again.
 
-use super::settings;
 use crate::image::role::{RoleFile, Template};
+use crate::join::settings;
 use crate::ledger::message::RegisterAnswer;
 use crate::overlay::render::render;
 use crate::recipe::System;
