@@ -8,10 +8,7 @@ use super::report::{Report, State};
 use super::tree::{Index, Kind, Node, Tree};
 use super::{family, initramfs, role, squash};
 use crate::image::id::{Digest, ImageId};
-use crate::image::manifest::{
-    ANNOTATION_NAME, Config, Descriptor, MEDIA_CONFIG, MEDIA_IMAGE, MEDIA_INITRAMFS, MEDIA_KERNEL, MEDIA_LAYER,
-    MEDIA_MANIFEST, Manifest,
-};
+use crate::image::manifest::{Config, Descriptor, Manifest};
 use crate::image::role::{ROLE_FILE, RoleFile};
 use crate::image::{sign, store::Store};
 use crate::overlay;
@@ -22,7 +19,6 @@ use crate::repo::{apt, fetch};
 use crate::sys::files;
 use anyhow::{Context, Result, bail};
 use ed25519_dalek::SigningKey;
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -398,39 +394,21 @@ fn commit(
     key: &SigningKey,
     tag: &str,
 ) -> Result<ImageId> {
-    let descriptor = |media: &str, (digest, size): (Digest, u64), name: Option<&str>| Descriptor {
-        media_type: media.into(),
-        digest,
-        size,
-        annotations: name.map(|n| BTreeMap::from([(ANNOTATION_NAME.to_string(), n.to_string())])).unwrap_or_default(),
-    };
     let config = store.import_bytes(&serde_json::to_vec(config).context("writing the image's config")?)?;
-    let mut blobs = vec![
-        descriptor(MEDIA_KERNEL, store.import_file(kernel, None)?, None),
-        descriptor(MEDIA_INITRAMFS, store.import_file(initramfs, None)?, None),
-    ];
+    let kernel = store.import_file(kernel, None)?;
+    let initramfs = store.import_file(initramfs, None)?;
+    let mut blobs = Vec::new();
     for layer in layers {
-        let there = store.claim(&layer.digest)?;
-        let blob = match there {
+        let blob = match store.claim(&layer.digest)? {
             Some(size) => (layer.digest, size),
             None => store.import_file(&layer.file, Some(&layer.digest)).with_context(|| {
-                format!(
-                    "importing layer {} (if it is damaged, remove {} and build again)",
-                    layer.name,
-                    layer.file.display()
-                )
+                let (name, file) = (&layer.name, layer.file.display());
+                format!("importing layer {name} (if it is damaged, remove {file} and build again)")
             })?,
         };
-        blobs.push(descriptor(MEDIA_LAYER, blob, Some(&layer.name)));
+        blobs.push((layer.name.as_str(), blob));
     }
-    let manifest = Manifest {
-        schema_version: 2,
-        media_type: MEDIA_MANIFEST.into(),
-        artifact_type: MEDIA_IMAGE.into(),
-        config: descriptor(MEDIA_CONFIG, config, None),
-        layers: blobs,
-        annotations: BTreeMap::new(),
-    };
+    let manifest = Manifest::new(config, kernel, initramfs, &blobs);
     let manifest = serde_json::to_vec(&manifest).context("writing the manifest")?;
     store.commit(&manifest, &sign::sign(&manifest, key), Some(tag))
 }

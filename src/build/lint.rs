@@ -39,7 +39,7 @@ pub struct Subject<'a> {
     pub kernel: &'a str,
     /// Pinned users; an image in the store does not say them.
     pub users: Option<&'a BTreeMap<String, u32>>,
-    /// Has SELinux's or AppArmor's own rules of setuid; Debian's list is used.
+    /// The bytes of kiln-node in the tree.
     pub kiln_node: &'a [u8],
 }
 
@@ -162,7 +162,8 @@ fn passwords(subject: &Subject, found: &mut dyn FnMut(String)) {
 
 /// Programs that may run with another's rights: those of Debian's packages.
 fn setuid(subject: &Subject, found: &mut dyn FnMut(String)) {
-    const KNOWN: [&str; 28] = [
+    const KNOWN: [&str; 29] = [
+        "auth_pam_tool",
         "chage",
         "chfn",
         "chsh",
@@ -213,7 +214,8 @@ fn setuid(subject: &Subject, found: &mut dyn FnMut(String)) {
 
 /// Programs to which Debian's packages give file capabilities.
 fn is_capable(name: &str) -> bool {
-    ["arping", "clockdiff", "dumpcap", "fping", "mtr-packet", "ping", "systemd-detect-virt"].contains(&name)
+    const KNOWN: [&str; 7] = ["arping", "clockdiff", "dumpcap", "fping", "gst-ptp-helper", "mtr-packet", "ping"];
+    KNOWN.contains(&name)
 }
 
 fn devices(subject: &Subject, found: &mut dyn FnMut(String)) {
@@ -426,4 +428,180 @@ pub fn check_static(elf: &[u8]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::testing::{index, node};
+    use super::super::tree::{Index, Node};
+    use super::*;
+    use crate::image::role::Template;
+    use crate::recipe::System;
+
+    const KERNEL: &str = "6.1.0-1-amd64";
+    const STATUS: &str = "Package: bash\nStatus: install ok installed\nVersion: 5\nArchitecture: amd64\n";
+
+    /// A tree in which every check is content.
+    struct Good {
+        index: Index,
+        content: BTreeMap<String, Vec<u8>>,
+        role: RoleFile,
+        packages: Vec<String>,
+        users: BTreeMap<String, u32>,
+        kiln_node: Vec<u8>,
+    }
+
+    fn good() -> Good {
+        let (mut index, content) = index(&[
+            ("usr/lib/systemd/systemd", "elf"),
+            ("usr/lib/systemd/system/web.service", "[Service]"),
+            ("usr/lib/systemd/system/kiln-node.service", "[Service]"),
+            ("usr/lib/modules/6.1.0-1-amd64/modules.dep", ""),
+            ("boot/vmlinuz-6.1.0-1-amd64", "kernel"),
+            ("etc/passwd", "root:x:0:0::/root:/bin/sh\nweb:x:401:401::/:/bin/false\n"),
+            ("etc/group", "root:x:0:\nweb:x:401:\n"),
+            ("etc/shadow", "root:*:1::::::\n"),
+            ("etc/machine-id", ""),
+            ("etc/web.conf.j2", "bind {{ node.address }} {{ secrets.web.key }} {{ members.infra[2].name }}\n"),
+            ("usr/bin/su", "elf"),
+            ("usr/lib/kiln/kiln-node", "elf"),
+            ("usr/lib/kiln/systems/web/health", "#!/bin/sh\n"),
+            ("var/lib/dpkg/status", STATUS),
+        ]);
+        index.insert("usr/sbin/init".into(), node(Kind::Symlink("../lib/systemd/systemd".into())));
+        index.insert("usr/sbin".into(), node(Kind::Dir));
+        index.insert("sbin".into(), node(Kind::Symlink("usr/sbin".into())));
+        index.insert(UNIT_LINK.into(), node(Kind::Symlink("/usr/lib/systemd/system/kiln-node.service".into())));
+        index.insert("var/lib/web".into(), Node { uid: 401, gid: 401, ..node(Kind::Dir) });
+        for program in ["usr/lib/systemd/systemd", "usr/lib/kiln/systems/web/health"] {
+            index.entry(program.into()).and_modify(|n| n.mode = 0o755);
+        }
+        index.entry("usr/bin/su".into()).and_modify(|n| n.mode = 0o4755);
+        let web: System = serde_json::from_value(serde_json::json!({
+            "name": "web", "units": ["web.service"], "secrets": ["web.key"], "state": ["/var/lib/web"]
+        }))
+        .unwrap();
+        let mut elf = vec![0u8; 64];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        Good {
+            index,
+            content,
+            role: RoleFile {
+                release: "zed".into(),
+                role: "infra".into(),
+                systems: vec![web],
+                templates: vec![Template { path: "/etc/web.conf.j2".into(), system: Some("web".into()) }],
+                memory_min_mib: 512,
+            },
+            packages: vec!["bash 5 amd64".into()],
+            users: BTreeMap::from([("web".to_string(), 401)]),
+            kiln_node: elf,
+        }
+    }
+
+    impl Good {
+        fn put(&mut self, path: &str, text: &str, mode: u32) {
+            self.index.insert(path.into(), Node { mode, ..node(Kind::File(text.len() as u64)) });
+            self.content.insert(path.into(), text.into());
+        }
+
+        fn lint(&self) -> Vec<String> {
+            let read = |path: &str| self.content.get(path).cloned();
+            let subject = Subject {
+                tree: Tree { index: &self.index, read: &read },
+                role: &self.role,
+                packages: &self.packages,
+                kernel: KERNEL,
+                users: Some(&self.users),
+                kiln_node: &self.kiln_node,
+            };
+            lint(&subject).iter().map(Finding::to_string).collect()
+        }
+    }
+
+    #[test]
+    fn a_good_tree_has_no_findings() {
+        assert_eq!(good().lint(), Vec::<String>::new());
+    }
+
+    /// A name, what is broken, a piece of the one finding.
+    type Case = (&'static str, fn(&mut Good), &'static str);
+
+    #[test]
+    fn every_check_finds_what_it_is_for() {
+        let cases: &[Case] = &[
+            ("identity", |g| g.put("etc/machine-id", "abc", 0o444), "/etc/machine-id"),
+            ("host-keys", |g| g.put("etc/ssh/ssh_host_rsa_key.pub", "x", 0o644), "ssh_host_rsa_key.pub"),
+            (
+                "secrets",
+                |g| g.put("etc/ssl/private/x.key", "a\n-----BEGIN EC PRIVATE KEY-----\n", 0o600),
+                "/etc/ssl/private/x.key holds a private key",
+            ),
+            ("secrets", |g| g.put("var/lib/rabbitmq/.erlang.cookie", "x", 0o400), ".erlang.cookie"),
+            ("passwords", |g| g.put("etc/shadow", "root:$y$abc:1::::::\n", 0o640), "user root"),
+            ("passwords", |g| g.put("etc/shadow", "root::1::::::\n", 0o640), "user root"),
+            ("setuid", |g| g.put("usr/bin/mine", "x", 0o4755), "/usr/bin/mine"),
+            ("setuid", |g| g.put("opt/su", "x", 0o4755), "/opt/su"),
+            ("setuid", |g| g.put("usr/share/open", "x", 0o666), "written by everybody"),
+            ("devices", |g| drop(g.index.insert("usr/sda".into(), node(Kind::Device))), "/usr/sda"),
+            ("kernel", |g| g.put("usr/lib/modules/5.10/modules.dep", "", 0o644), "modules of 5.10"),
+            ("kernel", |g| drop(g.index.remove("usr/lib/modules/6.1.0-1-amd64/modules.dep")), "modules.dep is missing"),
+            ("kernel", |g| g.put("boot/vmlinuz-5.10", "x", 0o644), "kernel 5.10"),
+            ("init", |g| drop(g.index.remove("usr/sbin/init")), "systemd-sysv"),
+            ("units", |g| g.role.systems[0].units.push("gone@1.service".into()), "gone@1.service"),
+            (
+                "enabled",
+                |g| {
+                    drop(g.index.insert("etc/systemd/system/a.target.wants/x".into(), node(Kind::Symlink("/x".into()))))
+                },
+                "a.target.wants/x",
+            ),
+            ("enabled", |g| drop(g.index.remove(UNIT_LINK)), "not enabled"),
+            ("scripts", |g| drop(g.index.remove("usr/lib/kiln/systems/web/health")), "no script"),
+            ("scripts", |g| g.put("usr/lib/kiln/systems/web/health", "#!", 0o644), "not executable"),
+            ("templates", |g| g.put("etc/web.conf.j2", "{{ nosuch }}", 0o644), "/etc/web.conf.j2"),
+            ("templates", |g| g.put("etc/web.conf.j2", "{{ secrets.galera.sst }}", 0o644), "/etc/web.conf.j2"),
+            ("packages", |g| g.packages.push("vim 9 amd64".into()), "vim 9 amd64 is locked and not installed"),
+            ("packages", |g| g.packages.clear(), "bash 5 amd64 is installed and not locked"),
+            ("users", |g| g.users.extend([("root".to_string(), 7)]), "user root is 0, pinned is 7"),
+            ("state", |g| g.index.get_mut("var/lib/web").unwrap().uid = 998, "belongs to user 998"),
+            ("kiln-node", |g| g.kiln_node.truncate(3), "is no 64-bit Linux program"),
+        ];
+        for (check, spoil, piece) in cases {
+            let mut tree = good();
+            spoil(&mut tree);
+            let found = tree.lint();
+            let named = found.iter().any(|f| f.starts_with(&format!("{check}: ")) && f.contains(piece));
+            assert!(named, "{check} must find {piece:?}, found {found:?}");
+            assert!(
+                found.iter().all(|f| f.starts_with(&format!("{check}: ")) || *check == "users"),
+                "{check}: {found:?}"
+            );
+        }
+        let tested: BTreeSet<&str> = cases.iter().map(|(check, ..)| *check).collect();
+        let all: BTreeSet<&str> = CHECKS.iter().map(|(check, _)| *check).collect();
+        assert_eq!(tested, all, "every check has a case");
+    }
+
+    #[test]
+    fn a_program_with_a_loader_is_not_static() {
+        let mut elf = good().kiln_node;
+        assert_eq!(check_static(&elf), Ok(()));
+        elf[32] = 64; // program headers' place, width, count
+        elf[54] = 56;
+        elf[56] = 1;
+        elf.extend([0; 56]);
+        assert_eq!(check_static(&elf), Ok(()));
+        elf[64] = 3;
+        assert!(check_static(&elf).unwrap_err().contains("+crt-static"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_no_program_or_judged(bytes in proptest::collection::vec(0u8..=255, 0..200)) {
+            let mut elf = b"\x7fELF\x02\x01".to_vec();
+            elf.extend(&bytes);
+            let _ = (check_static(&bytes), check_static(&elf));
+        }
+    }
 }

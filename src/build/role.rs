@@ -101,9 +101,10 @@ struct Layer<'a> {
 
 impl Layer<'_> {
     fn overlay(&mut self, path: &str, entry: &overlay::Entry, accounts: &Accounts) {
-        let mut number = |file: &str, name: &str, what: &str| match name.parse::<u32>() {
-            Ok(number) => number,
-            Err(_) => users::number(file, name).unwrap_or_else(|| {
+        let mut number = |file: &str, name: &str, what: &str| match (name, name.parse::<u32>()) {
+            ("root", _) => 0,
+            (_, Ok(number)) => number,
+            (_, Err(_)) => users::number(file, name).unwrap_or_else(|| {
                 self.problems.push(format!("{}: /{path}: the image has no {what} {name:?}", entry.source));
                 0
             }),
@@ -157,4 +158,115 @@ pub fn memory_min_mib(layers_bytes: u64, initramfs_unpacked: u64, systems: usize
     let unpacking = 2 * mib(initramfs_unpacked) + BASE_MIB / 2;
     // Rounded up to what machines and virtual machines are built with.
     running.max(unpacking).next_multiple_of(64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::testing::{index, node};
+    use super::super::tree::{Index, Node};
+    use super::*;
+    use crate::recipe::{Compression, CompressionKind, Distribution, Family};
+
+    fn recipe() -> Recipe {
+        Recipe {
+            release: "zed".into(),
+            role: "infra".into(),
+            distribution: Distribution { family: Family::Apt, name: "debian12".into() },
+            stages: Vec::new(),
+            systems: vec![serde_json::from_str(r#"{"name":"web"}"#).unwrap()],
+            overlays: vec!["base".into(), "web".into()],
+            repositories: Vec::new(),
+            cmdline: Vec::new(),
+            initramfs_modules: None,
+            users: BTreeMap::new(),
+            compression: Compression { kind: CompressionKind::Zstd, level: 3 },
+            selinux: None,
+        }
+    }
+
+    fn entry(kind: overlay::Kind, overlay: &str, owner: &str) -> overlay::Entry {
+        let (owner, overlay) = (owner.to_string(), overlay.to_string());
+        overlay::Entry {
+            kind,
+            mode: 0o755,
+            group: owner.clone(),
+            owner,
+            source: format!("overlays/{overlay}"),
+            overlay,
+        }
+    }
+
+    fn overlays(entries: Vec<(&str, overlay::Entry)>) -> overlay::Tree {
+        overlay::Tree { entries: entries.into_iter().map(|(path, e)| (path.to_string(), e)).collect() }
+    }
+
+    fn below() -> (Index, BTreeMap<String, Vec<u8>>) {
+        let (mut nodes, content) =
+            index(&[("etc/passwd", "web:x:401:402::/:/bin/sh\n"), ("etc/group", "web:x:402:\n"), ("etc/taken", "x")]);
+        nodes.insert("var".into(), node(Kind::Dir));
+        nodes.insert("var/lib".into(), node(Kind::Dir));
+        nodes.insert("var/lib/web".into(), Node { mode: 0o750, uid: 401, gid: 402, ..node(Kind::Dir) });
+        (nodes, content)
+    }
+
+    fn made(overlays: &overlay::Tree) -> Result<BTreeMap<String, Item>, Vec<String>> {
+        let (nodes, content) = below();
+        let read = |path: &str| content.get(path).cloned();
+        let tree = Tree { index: &nodes, read: &read };
+        let recipe = recipe();
+        let parts = Parts { recipe: &recipe, overlays, below: &tree, node: b"elf", memory_min_mib: 512, epoch: 1000 };
+        let items = items(&parts)?;
+        for (i, item) in items.iter().enumerate() {
+            let parent = item.path.rsplit_once('/').map(|(p, _)| p);
+            assert!(
+                parent.is_none_or(|p| items[..i].iter().any(|o| o.path == p)),
+                "{} comes before its folder",
+                item.path
+            );
+        }
+        Ok(items.into_iter().map(|i| (i.path.clone(), i)).collect())
+    }
+
+    #[test]
+    fn the_layer_holds_overlays_role_and_agent_with_the_trees_own_folders() {
+        let file = |text: &str| overlay::Kind::File(text.into());
+        let found = made(&overlays(vec![
+            ("etc/web.conf.j2", entry(file("{{ x }}"), "web", "root")),
+            ("var/lib/web", entry(overlay::Kind::Dir, "web", "root")),
+            ("var/lib/web/seed", entry(file("s"), "web", "web")),
+            ("etc/a.j2", entry(file("a"), "base", "root")),
+        ]));
+        // "root" is no user of this small tree: it is always 0.
+        let found = found.unwrap();
+        let folder = &found["var/lib/web"];
+        assert_eq!((folder.mode, folder.uid, folder.gid), (0o750, 401, 402));
+        assert_eq!((found["var/lib/web/seed"].uid, found["var/lib/web/seed"].gid), (401, 402));
+        assert_eq!(found[NODE_FILE].mode, 0o755);
+        assert_eq!(found["etc/machine-id"].body, Body::Bytes(Vec::new()));
+        let Body::Bytes(json) = &found["usr/lib/kiln/role.json"].body else { panic!("role.json is no file") };
+        let role: RoleFile = serde_json::from_slice(json).unwrap();
+        let templates: Vec<(&str, Option<&str>)> =
+            role.templates.iter().map(|t| (t.path.as_str(), t.system.as_deref())).collect();
+        assert_eq!(templates, [("/etc/a.j2", None), ("/etc/web.conf.j2", Some("web"))]);
+        assert!(found.values().all(|i| i.mtime == 1000));
+    }
+
+    #[test]
+    fn what_does_not_fit_the_tree_is_named_with_its_file() {
+        let problems = made(&overlays(vec![
+            ("etc/taken", entry(overlay::Kind::Dir, "web", "root")),
+            ("var/lib/web", entry(overlay::Kind::File("x".into()), "web", "nobody")),
+        ]))
+        .unwrap_err();
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert!(problems.iter().all(|p| p.starts_with("overlays/web: /")), "{problems:?}");
+    }
+
+    #[test]
+    fn least_memory_counts_layers_systems_and_the_initramfs() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(memory_min_mib(160 * MIB, 8 * MIB, 0), 576);
+        assert!(memory_min_mib(160 * MIB, 8 * MIB, 5) > memory_min_mib(160 * MIB, 8 * MIB, 0));
+        assert!(memory_min_mib(0, 1000 * MIB, 0) >= 2000);
+    }
 }

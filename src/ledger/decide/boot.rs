@@ -10,7 +10,7 @@ use crate::ledger::live::Live;
 use crate::ledger::message::DiskRequest;
 use crate::ledger::state::{Credential, Keeps, State, refused_key};
 use crate::ledger::text;
-use crate::site::{DiskMatch, Node};
+use crate::site::Node;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -200,7 +200,7 @@ pub(super) fn disk(state: &State, request: &DiskRequest, source: Ipv4Addr) -> Re
         Ok(Keeps::Volatile) => return Err(refused(format!("node {} keeps its state in memory", node.name))),
         Err(reason) => return Err(refused(reason)),
     };
-    if !matches(wanted, request) {
+    if !wanted.fits(request.disk.serial.as_deref(), request.disk.wwn.as_deref(), request.disk.size) {
         return Err(refused(format!("disk {} is not the one that the site names for node {}", disk.name, node.name)));
     }
     if request.found != "blank" {
@@ -209,12 +209,4 @@ pub(super) fn disk(state: &State, request: &DiskRequest, source: Ipv4Addr) -> Re
     let granted = known.disk.as_ref().is_some_and(|g| g.boot_id == request.boot_id && g.disk == disk);
     let event = Event::DiskGranted { node: node.name.clone(), boot_id: request.boot_id.clone(), disk };
     Ok(if granted { Vec::new() } else { vec![event] })
-}
-
-fn matches(wanted: &DiskMatch, request: &DiskRequest) -> bool {
-    let disk = &request.disk;
-    let any = wanted.serial.is_some() || wanted.wwn.is_some() || wanted.size.is_some();
-    any && wanted.serial.as_ref().is_none_or(|s| disk.serial.as_ref() == Some(s))
-        && wanted.wwn.as_ref().is_none_or(|w| disk.wwn.as_ref() == Some(w))
-        && wanted.size.is_none_or(|s| disk.size == s)
 }
