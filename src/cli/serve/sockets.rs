@@ -63,9 +63,9 @@ pub fn interface_address(name: &str, within: Option<crate::site::Subnet>) -> Res
     }
 }
 
-/// The interface's own MAC. Asked by a socket, not read from /sys: that may show another namespace.
+/// The interface's own MAC.
 pub fn interface_mac(name: &str) -> Result<crate::site::Mac> {
-    let mut entries = nix::ifaddrs::getifaddrs().context("listing interfaces")?.filter(|e| e.interface_name == name);
-    let card = entries.find_map(|e| e.address.as_ref()?.as_link_addr()?.addr());
-    card.map(crate::site::Mac).with_context(|| format!("interface {name} has no MAC"))
+    // By ioctl: /sys shows the network that it was mounted in, which need not be this process's.
+    let mac = crate::sys::netdev::Interfaces::open()?.mac(name)?;
+    Ok(crate::site::Mac(mac))
 }
