@@ -103,6 +103,14 @@ impl Net {
         command.args(["--dhcp-range=10.77.0.100,10.77.0.120,5m", "--pid-file="]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         self.children.lock().unwrap().push(command.spawn().unwrap());
+        let end = Instant::now() + Duration::from_secs(20);
+        let port_67 = ":0043 ";
+        while !String::from_utf8_lossy(&self.command("other", "cat").arg("/proc/net/udp").output().unwrap().stdout)
+            .contains(port_67)
+        {
+            assert!(Instant::now() < end, "dnsmasq does not listen");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn serve(&self, mode: Mode, place: impl Fn(&Machine) -> Placement + Send + Sync + 'static) -> Running {
@@ -206,9 +214,9 @@ impl Raw {
         udp::send(&self.socket, &bytes, Ipv4Addr::UNSPECIFIED, SocketAddrV4::new(to, port)).unwrap();
     }
 
-    /// All replies that come within a time.
-    fn replies(&self, wait: Duration) -> Vec<Packet> {
-        let (end, mut replies) = (Instant::now() + wait, Vec::new());
+    /// Replies until `count` are there or the time is over, and those that come right after.
+    fn replies(&self, count: usize, wait: Duration) -> Vec<Packet> {
+        let (mut end, mut replies) = (Instant::now() + wait, Vec::new());
         let mut buffer = [0u8; 2000];
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -218,6 +226,9 @@ impl Raw {
             self.socket.set_read_timeout(Some(left)).unwrap();
             if let Ok(datagram) = udp::receive(&self.socket, &mut buffer) {
                 replies.push(Packet::parse(&buffer[..datagram.length]).unwrap());
+                if replies.len() == count {
+                    end = Instant::now() + Duration::from_millis(100);
+                }
             }
         }
     }
@@ -225,7 +236,7 @@ impl Raw {
     /// The reply to a broadcast question; there is exactly one or none.
     fn ask(&self, packet: &Packet) -> Option<Packet> {
         self.send(packet, Ipv4Addr::BROADCAST, 67);
-        let mut replies = self.replies(Duration::from_millis(300));
+        let mut replies = self.replies(1, Duration::from_secs(3));
         assert!(replies.len() <= 1, "{replies:?}");
         replies.pop()
     }
@@ -403,7 +414,7 @@ fn a_proxy_adds_boot_files_to_a_real_dnsmasq() {
     let client = net.client();
     for (options, file, vendor) in [(BIOS, "undionly.kpxe", Some(&[6, 1, 8, 255][..])), (UEFI, "snponly.efi", None)] {
         client.send(&Raw::packet(NODE_MAC, MessageType::Discover, options), Ipv4Addr::BROADCAST, 67);
-        let offers = client.replies(Duration::from_millis(4500));
+        let offers = client.replies(2, Duration::from_secs(10));
         let (ours, theirs): (Vec<_>, Vec<_>) =
             offers.iter().partition(|o| o.get_address(code::SERVER_ID) == Some(SERVER));
         assert!(ours.len() == 1 && !theirs.is_empty(), "{offers:?}");
@@ -416,7 +427,7 @@ fn a_proxy_adds_boot_files_to_a_real_dnsmasq() {
     let mut request = Raw::packet(NODE_MAC, MessageType::Request, UEFI);
     request.ciaddr = Ipv4Addr::new(10, 77, 0, 150);
     client.send(&request, SERVER, 4011);
-    let replies = client.replies(Duration::from_millis(500));
+    let replies = client.replies(1, Duration::from_secs(3));
     assert_eq!(replies.len(), 1, "{replies:?}");
     assert_eq!((replies[0].message(), replies[0].file_text().as_str()), (Some(MessageType::Ack), "snponly.efi"));
     assert_eq!(running.handle.counters()["ack"], 1);
@@ -433,7 +444,6 @@ fn the_probe_finds_a_dhcp_server_and_no_proxy() {
     assert_eq!(net.within("client", ask), None, "a proxy gives no addresses");
     proxy.handle.stop();
     net.dnsmasq();
-    std::thread::sleep(Duration::from_millis(500));
     assert_eq!(net.within("client", ask), Some(DNSMASQ));
 }
 

@@ -132,6 +132,22 @@ fn a_machine_without_a_store_has_no_images_and_gets_none_by_looking() {
 }
 
 #[test]
+fn a_key_is_made_and_its_public_half_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("builder.key");
+    let key = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        command.arg("key").args(arguments).arg(&file);
+        command
+    };
+    let public = succeed(&mut key(&["new"]));
+    let made = kiln::image::key::load(&file).unwrap();
+    assert_eq!(public.trim(), sign::public_text(&made.verifying_key()));
+    fail(&mut key(&["new"]), 1, "exists already");
+    assert!(kiln::image::key::load(&file).unwrap() == made);
+}
+
+#[test]
 fn an_image_goes_through_a_pipe() {
     let (dir, store) = fresh();
     let id = image("zed", "test", 1).commit(&store, Some("v1"));
@@ -553,7 +569,8 @@ fn a_hostile_registry_changes_nothing() {
     let forged_blob = format!("/v2/zed/test/blobs/{}", id::Digest::of(&forged.envelope));
     let whole = |bytes: &[u8]| (bytes.to_vec(), usize::MAX);
     let other = testing::image("zed", "infra", 1);
-    let rows: Vec<(&str, Vec<(String, (Vec<u8>, usize))>, &str)> = vec![
+    type Changes = Vec<(String, (Vec<u8>, usize))>;
+    let rows: Vec<(&str, Changes, &str)> = vec![
         ("other bytes", vec![(layer.clone(), whole(&vec![0; image.blobs[3].len()]))], "bytes hash to"),
         ("shorter", vec![(layer.clone(), whole(b"short"))], "has 5 bytes"),
         ("longer", vec![(layer.clone(), whole(&vec![0; 99_999]))], "larger than"),

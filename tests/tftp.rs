@@ -7,8 +7,11 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
+
+/// More than 65536 blocks of 512 bytes, so that the counter wraps.
+const BIG_BYTES: usize = 40_000_000;
 
 /// What the server knows, by name; `.file` in a name makes it a file on the disk.
 struct Known(HashMap<String, Arc<[u8]>>);
@@ -31,14 +34,18 @@ struct Rig {
     files: HashMap<String, Arc<[u8]>>,
 }
 
+/// Bytes without a pattern that a wrong offset could hide in; the same ones in each test.
 fn bytes(length: usize) -> Arc<[u8]> {
-    let mut state = 7u32;
-    (0..length)
-        .map(|_| {
+    static ALL: OnceLock<Vec<u8>> = OnceLock::new();
+    let all = ALL.get_or_init(|| {
+        let mut state = 7u32;
+        let mut next = || {
             state = state.wrapping_mul(1664525).wrapping_add(1013904223);
             (state >> 24) as u8
-        })
-        .collect()
+        };
+        (0..BIG_BYTES).map(|_| next()).collect()
+    });
+    all[..length].into()
 }
 
 fn rig() -> Rig {
@@ -46,7 +53,7 @@ fn rig() -> Rig {
 }
 
 fn rig_on(address: Ipv4Addr) -> Rig {
-    let sizes = [("empty", 0), ("one", 1), ("block", 512), ("loader", 100_003), ("big", 40_000_000)];
+    let sizes = [("empty", 0), ("one", 1), ("block", 512), ("loader", 100_003), ("big", BIG_BYTES)];
     let mut files = HashMap::new();
     for (name, size) in sizes {
         files.insert(name.to_string(), bytes(size));

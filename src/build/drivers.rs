@@ -6,8 +6,19 @@ use std::collections::BTreeSet;
 
 /// What kiln-node uses whatever the hardware is (those that are builtin or unknown are no loss).
 const ALWAYS: &[&str] = &[
-    "squashfs", "loop", "overlay", "ext4", "af_packet", "virtio_pci", "crc32c_generic", "crc32c_intel", "vfat",
-    "nls_ascii", "nls_cp437", "dm_mod", "virtio_rng",
+    "squashfs",
+    "loop",
+    "overlay",
+    "ext4",
+    "af_packet",
+    "virtio_pci",
+    "crc32c_generic",
+    "crc32c_intel",
+    "vfat",
+    "nls_ascii",
+    "nls_cp437",
+    "dm_mod",
+    "virtio_rng",
 ];
 
 /// Folders whose modules reach a network or a disk of a server.
@@ -28,7 +39,15 @@ const DEFAULT_FOLDERS: &[&str] = &[
 ];
 /// Single modules beside those folders.
 const DEFAULT_MODULES: &[&str] = &[
-    "virtio_net", "virtio_blk", "xen_netfront", "xen_blkfront", "usbhid", "hid_generic", "8021q", "bonding", "pcnet32",
+    "virtio_net",
+    "virtio_blk",
+    "xen_netfront",
+    "xen_blkfront",
+    "usbhid",
+    "hid_generic",
+    "8021q",
+    "bonding",
+    "pcnet32",
 ];
 /// Below those folders, what no server boots from: laptops' ports, tape, test drivers, targets.
 const NEVER: &[&str] = &[

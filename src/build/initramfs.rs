@@ -4,7 +4,7 @@
 use super::{drivers, modinfo};
 use crate::image::kmod::Index;
 use crate::sys::{command, files};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -121,7 +121,8 @@ fn find_firmware(root: &Path, name: &str, kernel: &str) -> Result<Option<Vec<u8>
     if name.split('/').any(|part| part == "..") || name.starts_with('/') {
         return Ok(None);
     }
-    let folders = [format!("usr/lib/firmware/updates/{kernel}"), format!("usr/lib/firmware/{kernel}"), "usr/lib/firmware".into()];
+    let folders =
+        [format!("usr/lib/firmware/updates/{kernel}"), format!("usr/lib/firmware/{kernel}"), "usr/lib/firmware".into()];
     for folder in &folders {
         for ending in ["", ".xz", ".zst"] {
             let file = root.join(folder).join(format!("{name}{ending}"));

@@ -2,7 +2,16 @@
 //! the image gets its id.
 
 pub mod chroot;
+pub mod drivers;
+pub mod execute;
 pub mod family;
+pub mod initramfs;
+pub mod lint;
+pub mod modinfo;
 pub mod normalise;
+pub mod plan;
+pub mod report;
+pub mod role;
 pub mod squash;
+pub mod tree;
 pub mod users;

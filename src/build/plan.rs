@@ -147,3 +147,105 @@ impl fmt::Display for Step {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::lock::Lock;
+    use crate::recipe::{Distribution, Family, Recipe, Stage as RecipeStage};
+    use std::collections::BTreeMap;
+
+    fn locked(compression_level: u32, epoch: u64, infra_version: &str) -> LockedRecipe {
+        let package = |name: &str, version: &str, stage: &str| LockedPackage {
+            name: name.into(),
+            version: version.into(),
+            arch: "amd64".into(),
+            sha256: format!("{name}-{version}"),
+            size: 3 << 20,
+            path: "x".into(),
+            repository: "debian".into(),
+            stage: stage.into(),
+        };
+        let stage = |name: &str| RecipeStage { name: name.into(), packages: Vec::new() };
+        LockedRecipe {
+            recipe: Recipe {
+                release: "zed".into(),
+                role: "infra".into(),
+                distribution: Distribution { family: Family::Apt, name: "debian12".into() },
+                stages: vec![stage("base"), stage("empty"), stage("infra")],
+                systems: Vec::new(),
+                overlays: vec!["base".into()],
+                repositories: Vec::new(),
+                cmdline: Vec::new(),
+                initramfs_modules: None,
+                users: BTreeMap::from([("mysql".to_string(), 401)]),
+                compression: Compression { kind: CompressionKind::Zstd, level: compression_level },
+                selinux: None,
+            },
+            lock: Lock {
+                version: 1,
+                release: "zed".into(),
+                role: "infra".into(),
+                epoch,
+                request: String::new(),
+                repositories: Vec::new(),
+                packages: vec![package("bash", "1", "base"), package("mariadb", infra_version, "infra")],
+            },
+        }
+    }
+
+    fn keys(locked: &LockedRecipe) -> Vec<String> {
+        stages(locked, "mksquashfs 4.5.1").into_iter().map(|s| s.key).collect()
+    }
+
+    #[test]
+    fn a_stage_is_named_by_all_that_its_bytes_depend_on_and_nothing_else() {
+        let first = keys(&locked(3, 1000, "1"));
+        assert_eq!(first.len(), 2, "a stage without packages is no layer");
+        let newer = keys(&locked(3, 1000, "2"));
+        assert!(newer[0] == first[0] && newer[1] != first[1]);
+        for other in [locked(4, 1000, "1"), locked(3, 1001, "1")] {
+            let other = keys(&other);
+            assert!(other[0] != first[0] && other[1] != first[1]);
+        }
+        let mut same = locked(3, 1000, "1");
+        same.recipe.overlays.push("more".into());
+        same.recipe.role = "other".into();
+        assert_eq!(keys(&same), first);
+    }
+
+    #[test]
+    fn a_plan_makes_what_the_cache_lacks() {
+        let locked = locked(3, 1000, "1");
+        let builders = ["key".to_string()];
+        let inputs = Inputs {
+            squashfs_tools: "mksquashfs 4.5.1",
+            node: Digest::of(b"node"),
+            builders: &builders,
+            kiln: "0.1.0",
+        };
+        let base = keys(&locked)[0].clone();
+        let has = Has { package: &|sha256| sha256 == "bash-1", stage: &|key| key == base, initramfs: &|_| false };
+        let steps = plan(&locked, &inputs, "latest", &has);
+        assert_eq!(steps[0], Step::Fetch { packages: 1, bytes: 3 << 20 });
+        let shown: Vec<String> = steps.iter().map(Step::to_string).collect();
+        assert!(shown[1].starts_with("stage      base: 1 packages, cached"), "{shown:?}");
+        assert!(shown[2].starts_with("stage      infra: 1 packages, make"), "{shown:?}");
+        assert_eq!(shown.last().unwrap(), "commit     zed/infra:latest");
+        let all = Has { package: &|_| true, stage: &|_| true, initramfs: &|_| true };
+        assert!(!plan(&locked, &inputs, "latest", &all).iter().any(|s| matches!(s, Step::Fetch { .. })));
+    }
+
+    #[test]
+    fn another_builder_or_agent_is_another_initramfs() {
+        let locked = locked(3, 1000, "1");
+        let stages = stages(&locked, "tool");
+        let key = |builder: &str, node: &[u8]| {
+            let builders = [builder.to_string()];
+            let inputs = Inputs { squashfs_tools: "tool", node: Digest::of(node), builders: &builders, kiln: "0.1.0" };
+            initramfs_key(&locked, &stages, &inputs)
+        };
+        assert_eq!(key("a", b"n"), key("a", b"n"));
+        assert!(key("a", b"n") != key("b", b"n") && key("a", b"n") != key("a", b"m"));
+    }
+}

@@ -2,6 +2,7 @@
 //! The same tree gives the same bytes on any day, in any folder, with any number of processors.
 
 use super::normalise::{self, Fate};
+use super::tree::{Index, Kind, Node};
 use super::users;
 use crate::recipe::{Compression, CompressionKind};
 use crate::sys::command;
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -157,6 +158,48 @@ impl Walk<'_> {
     }
 }
 
+/// What stands where in a mounted tree.
+pub fn index(root: &Path) -> Result<Index> {
+    let mut index = Index::new();
+    let mut pending = vec![String::new()];
+    while let Some(folder) = pending.pop() {
+        let dir = root.join(&folder);
+        for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {
+            let entry = entry.with_context(|| format!("listing {}", dir.display()))?;
+            let Ok(name) = entry.file_name().into_string() else {
+                bail!("{} holds a file whose name is not UTF-8: {:?}", dir.display(), entry.file_name());
+            };
+            let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+            let node = node(&entry.path())?;
+            if node.kind == Kind::Dir {
+                pending.push(path.clone());
+            }
+            index.insert(path, node);
+        }
+    }
+    Ok(index)
+}
+
+fn node(file: &Path) -> Result<Node> {
+    let meta = fs::symlink_metadata(file).with_context(|| format!("looking at {}", file.display()))?;
+    let kind = meta.file_type();
+    let kind = if kind.is_dir() {
+        Kind::Dir
+    } else if kind.is_file() {
+        Kind::File(meta.len())
+    } else if kind.is_symlink() {
+        let target = fs::read_link(file).with_context(|| format!("reading link {}", file.display()))?;
+        Kind::Symlink(target.to_string_lossy().into_owned())
+    } else if kind.is_char_device() || kind.is_block_device() {
+        Kind::Device
+    } else {
+        Kind::Other
+    };
+    let program = matches!(kind, Kind::File(_)) && meta.mode() & 0o111 != 0;
+    let capable = program && xattr(file, "security.capability").is_ok();
+    Ok(Node { kind, mode: meta.mode() & 0o7777, uid: meta.uid(), gid: meta.gid(), capable })
+}
+
 /// The extended attributes that a layer keeps, sorted.
 fn xattrs(file: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
@@ -215,7 +258,8 @@ pub fn pack(items: &[Item], compression: &Compression, epoch: u64, to: &Path) ->
     let mut line = Command::new("mksquashfs");
     line.arg("-").arg(to).args(["-tar", "-noappend", "-no-progress", "-quiet", "-exit-on-error"]);
     line.args(["-b", BLOCK, "-mem", MEMORY, "-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"]);
-    line.arg("-root-time").arg(epoch.to_string()).arg("-mkfs-time").arg(epoch.to_string());
+    // Plain inodes: the root's time is settled afterwards.
+    line.arg("-noI").arg("-mkfs-time").arg(epoch.to_string());
     let level = compression.level.to_string();
     match compression.kind {
         CompressionKind::Zstd => line.args(["-comp", "zstd", "-Xcompression-level", &level]),
@@ -241,7 +285,37 @@ pub fn pack(items: &[Item], compression: &Compression, epoch: u64, to: &Path) ->
     if !status.success() {
         bail!("{status} from: {}\n{}", command::shown(&line), complaints.trim());
     }
-    written.context("writing a tar stream to mksquashfs")
+    written.context("writing a tar stream to mksquashfs")?;
+    settle_root_time(to, epoch)
+}
+
+/// mksquashfs 4.5 gives the root of a tar stream the time of its clock, whatever `-root-time` says;
+/// this writes the epoch over it. Squashfs 4.0: the superblock names the inode table (byte 64) and
+/// the root's inode (byte 32: block above, offset in the low 16 bits); plain metadata blocks hold
+/// 8 KiB behind a 2-byte head; a folder's time stands 8 bytes into its inode.
+fn settle_root_time(file: &Path, epoch: u64) -> Result<()> {
+    const HEAD: u64 = 2;
+    const BLOCK_BYTES: u64 = 8192;
+    /// Of the head: this block is not compressed.
+    const PLAIN: u16 = 0x8000;
+    let settling = || format!("settling the time of the root of {}", file.display());
+    let open = File::options().read(true).write(true).open(file).with_context(settling)?;
+    let number = |at: u64| -> Result<u64> {
+        let mut bytes = [0; 8];
+        open.read_exact_at(&mut bytes, at).with_context(settling)?;
+        Ok(u64::from_le_bytes(bytes))
+    };
+    let (root, table) = (number(32)?, number(64)?);
+    let (block, offset) = (table + (root >> 16), root & 0xffff);
+    for (i, byte) in (epoch as u32).to_le_bytes().into_iter().enumerate() {
+        let at = offset + 8 + i as u64;
+        let block = block + at / BLOCK_BYTES * (HEAD + BLOCK_BYTES);
+        if number(block)? as u16 & PLAIN == 0 {
+            bail!("{}: its inodes are compressed", settling());
+        }
+        open.write_all_at(&[byte], block + HEAD + at % BLOCK_BYTES).with_context(settling)?;
+    }
+    Ok(())
 }
 
 /// Writes `items` as a tar stream: ustar headers, pax records for what they cannot hold.
@@ -417,5 +491,29 @@ mod tests {
         assert_eq!(found["usr/bin/a"], (0o4755, 0, "program".into()));
         assert_eq!(found["usr/bin/"].1, 1);
         assert_eq!(found[&format!("deep/{}", "n".repeat(150))].2, "long");
+    }
+
+    /// A layer, mounted nowhere: unsquashfs tells what is in it.
+    #[test]
+    fn a_squashfs_is_the_same_bytes_and_its_root_has_the_epochs_time() {
+        let pack_one = || {
+            let start = now();
+            let dir = tree();
+            // Many inodes: the root's comes last and lies in a later metadata block.
+            for i in 0..600 {
+                fs::write(dir.path().join(format!("deep/{i}")), format!("{i}")).unwrap();
+            }
+            let items = walk(dir.path(), (start - 1, now() + 1), EPOCH).unwrap();
+            let out = dir.path().join("out");
+            pack(&items, &Compression { kind: CompressionKind::Zstd, level: 3 }, EPOCH, &out).unwrap();
+            let listing = Command::new("unsquashfs").args(["-UTC", "-lln"]).arg(&out).output().unwrap();
+            (fs::read(&out).unwrap(), String::from_utf8(listing.stdout).unwrap())
+        };
+        let (bytes, listing) = pack_one();
+        std::thread::sleep(Duration::from_millis(1100));
+        assert!(bytes == pack_one().0, "two packings differ");
+        let root = listing.lines().find(|l| l.ends_with("squashfs-root")).unwrap();
+        assert!(root.starts_with("drwxr-xr-x 0/0") && root.contains("2023-11-14 22:13"), "{root}");
+        assert!(listing.contains("-rwsr-xr-x") && listing.lines().count() > 600, "{listing}");
     }
 }

@@ -42,6 +42,9 @@ fn kind(name: &str) -> Kind {
 /// Adds the users and groups that are not there yet. A name that is there with another number is an error.
 pub fn add(accounts: &mut Accounts, users: &BTreeMap<String, u32>, epoch: u64) -> Result<(), String> {
     let day = epoch / 86400;
+    // Where there is no shadow yet the password itself stands in passwd, and `x` would become one.
+    let mark = |shadow: &str| if shadow.is_empty() { "*" } else { "x" };
+    let (user_mark, group_mark) = (mark(&accounts.shadow), mark(&accounts.gshadow));
     for (name, id) in users {
         let kind = kind(name);
         if matches!(kind, Kind::Reserved) {
@@ -49,7 +52,7 @@ pub fn add(accounts: &mut Accounts, users: &BTreeMap<String, u32>, epoch: u64) -
         }
         let own_group = !matches!(kind, Kind::UserIn(..));
         if own_group && !has(&accounts.group, name, *id)? {
-            accounts.group += &format!("{name}:x:{id}:\n");
+            accounts.group += &format!("{name}:{group_mark}:{id}:\n");
             accounts.gshadow += &format!("{name}:!::\n");
         }
     }
@@ -63,7 +66,7 @@ pub fn add(accounts: &mut Accounts, users: &BTreeMap<String, u32>, epoch: u64) -
             continue;
         }
         let gid = number(&accounts.group, group).ok_or_else(|| format!("user {name}: there is no group {group}"))?;
-        accounts.passwd += &format!("{name}:x:{id}:{gid}::{home}:{shell}\n");
+        accounts.passwd += &format!("{name}:{user_mark}:{id}:{gid}::{home}:{shell}\n");
         accounts.shadow += &format!("{name}:!:{day}::::::\n");
     }
     Ok(())

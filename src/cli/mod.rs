@@ -1,6 +1,7 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
 pub mod boot;
+pub mod build;
 pub mod events;
 pub mod exit;
 pub mod explain;
@@ -41,6 +42,7 @@ pub enum Verb {
     Node(node::Arguments),
     Explain(explain::Arguments),
     Events(events::Arguments),
+    Build(build::Arguments),
 }
 
 /// Runs the verb.
@@ -56,5 +58,6 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Node(arguments) => node::run(arguments),
         Verb::Explain(arguments) => explain::run(arguments),
         Verb::Events(arguments) => events::run(arguments),
+        Verb::Build(arguments) => build::run(&arguments),
     }
 }

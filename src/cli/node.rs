@@ -118,7 +118,7 @@ fn show(socket: &SocketArg, node: &str, json: bool) -> Result<()> {
             text += &format!("  {key:<11} {value}\n");
         }
     };
-    add("detail", &node.detail);
+    add("detail", &line.detail);
     add("held", node.held.as_deref().unwrap_or_default());
     add("address", &line.address.to_string());
     add("mac", &macs.join(" "));

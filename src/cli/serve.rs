@@ -27,6 +27,7 @@ use crate::site::{Site, file};
 use crate::sys::files;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
@@ -104,12 +105,16 @@ impl Arguments {
 
 pub fn run(arguments: Arguments) -> Result<()> {
     let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).try_init();
+    raise_file_limit();
     let mode = arguments.mode()?;
     let site = read_site(&arguments.site)?;
-    let runtime = runtime("kiln", THREADS)?;
-    let result = runtime.block_on(serve(arguments, mode, site));
+    let main = runtime("kiln", THREADS)?;
+    // Its own threads: a slow disk must not hold up DHCP or TLS.
+    let plain = runtime("http", HTTP_THREADS)?;
+    let result = main.block_on(serve(arguments, mode, site, plain.handle()));
     // Connections that are still open hold no promise: what was answered is on the disk.
-    runtime.shutdown_timeout(Duration::from_secs(2));
+    plain.shutdown_background();
+    main.shutdown_timeout(Duration::from_secs(2));
     result
 }
 
@@ -129,7 +134,7 @@ pub(super) fn read_site(path: &Path) -> Result<Site> {
     Ok(file::parse(&text, &path.display().to_string())?)
 }
 
-async fn serve(arguments: Arguments, mode: Mode, site: Site) -> Result<()> {
+async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runtime::Handle) -> Result<()> {
     let state = places::state(arguments.state.clone());
     std::fs::create_dir_all(&state).with_context(|| format!("creating folder {}", state.display()))?;
     let _lock = lock(&state)?;
@@ -179,14 +184,12 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site) -> Result<()> {
         credential_key: keys.credential,
         counters: counters.clone(),
     });
-    println!("tls {} pin {}", tls.local_addr()?, pin.hex());
+    say(&format!("tls {} pin {}", tls.local_addr()?, pin.hex()));
     tokio::spawn(api::run(tls, acceptor, api));
 
-    // Its own threads: a slow disk must not hold up DHCP or TLS.
-    let plain = runtime("http", HTTP_THREADS)?;
     let http_listener = plain.spawn(sockets::tcp(listen, "HTTP")).await.context("opening HTTP")??;
     let http_port = http_listener.local_addr()?.port();
-    println!("http {}", http_listener.local_addr()?);
+    say(&format!("http {}", http_listener.local_addr()?));
     plain.spawn(http::run(http_listener, nodes.clone()));
 
     let mut files_server = None;
@@ -203,19 +206,34 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site) -> Result<()> {
     let admin_listener = sockets::tcp(admin_address, "the operator").await?;
     let (socket_listener, socket) = sockets::unix(&places::socket(arguments.socket.clone()))?;
     let operator = Arc::new(operator(&ledger, &database, &counters, &store, &in_use, &running));
-    println!("admin {}", admin_listener.local_addr()?);
-    println!("socket {}", socket.path.display());
+    say(&format!("admin {}", admin_listener.local_addr()?));
+    say(&format!("socket {}", socket.path.display()));
     tokio::spawn(admin::run_listen(admin_listener, operator.clone()));
     tokio::spawn(admin::run_socket(socket_listener, operator.clone()));
     tokio::spawn(keep_in_use(ledger.clone(), in_use.clone()));
-    println!("ready");
+    say("ready");
 
     let ended = wait(&ledger, &arguments.site, &operator, &secrets, secrets_file.as_deref()).await;
     drop(socket);
-    plain.shutdown_background();
     drop(files_server);
     drop(writer); // its thread ends with the last handle; what it answered for is on the disk
     ended
+}
+
+/// A line for whoever started us; if nobody listens any more, that is no error.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Connections are files: takes as many as the system gives.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, "raising the limit of open files");
+    }
 }
 
 /// The ledger belongs to one server.
@@ -343,7 +361,7 @@ fn start_netboot(
         counters.add_many("tftp_bytes", "loaders", event.bytes);
     });
     let tftp = tftp::Server::start(SocketAddrV4::new(address, TFTP_PORT), Some(interface), nodes.clone(), events)?;
-    println!("tftp {}", tftp.address());
+    say(&format!("tftp {}", tftp.address()));
     let reply_mode = match mode {
         Mode::Authoritative => reply::Mode::Authoritative,
         Mode::Proxy => reply::Mode::Proxy,
@@ -363,7 +381,7 @@ fn start_netboot(
     let table = Box::new(leases::LeaseTable(sqlite::Leases::open(database)?));
     let noting = nodes.clone();
     let handle = dhcp::Server::start(config, nodes.clone(), table, Arc::new(move |event| noting.note(event)))?;
-    println!("dhcp {} on {interface}", if mode == Mode::Proxy { "proxy" } else { "authoritative" });
+    say(&format!("dhcp {} on {interface}", if mode == Mode::Proxy { "proxy" } else { "authoritative" }));
     Ok(Netboot { dhcp: Some(handle), tftp })
 }
 

@@ -161,12 +161,8 @@ fn commit(store: &Store, index: &Index) -> Result<Loaded> {
     let image = Image::parse(&manifest).map_err(|e| anyhow!(e))?;
     let signature = index.signature(id).ok_or_else(|| anyhow!("archive holds no signature of image {id}"))?;
     let envelope = store.envelope_of(&signature, id).context("reading the image's signature")?;
-    if names.is_empty() {
-        store.commit(&manifest, &envelope, None)?;
-    }
-    for name in names {
-        store.commit(&manifest, &envelope, Some(&name.to_string()))?;
-    }
+    let tags: Vec<String> = names.iter().map(Name::to_string).collect();
+    store.commit_tagged(&manifest, &envelope, &tags.iter().map(String::as_str).collect::<Vec<_>>())?;
     Ok(Loaded { id: image.id, names: names.clone() })
 }
 

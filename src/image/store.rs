@@ -18,7 +18,7 @@
 use super::id::{Digest, ImageId};
 use super::index::{Index, Row};
 use super::manifest::{Config, Image, MEDIA_MANIFEST};
-use super::reference::{Name, Reference};
+use super::reference::{Name, Reference, TAG_DEFAULT};
 use super::sign::{self, Envelope};
 use super::signature::{self, SignatureManifest};
 use crate::sys::files;
@@ -43,7 +43,7 @@ pub(super) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// Nested indexes of other tools are followed this deep by `gc`.
 const INDEX_DEPTH_MAX: usize = 8;
 
-/// An open store. Clones of the work, not of the handle: open it once a thread or share it.
+/// An open store, to be shared between threads. Dropping it ends its session.
 pub struct Store {
     root: PathBuf,
     session: Mutex<Option<Session>>,
@@ -192,6 +192,11 @@ impl Store {
     /// under one of the builders that its config names. `tag` is a bare tag or the image's whole
     /// name. An image that is there already only gains the tag.
     pub fn commit(&self, manifest: &[u8], envelope: &Envelope, tag: Option<&str>) -> Result<ImageId> {
+        self.commit_tagged(manifest, envelope, tag.as_slice())
+    }
+
+    /// [`Store::commit`] with any number of tags, all of them or none.
+    pub fn commit_tagged(&self, manifest: &[u8], envelope: &Envelope, tags: &[&str]) -> Result<ImageId> {
         let image = Image::parse(manifest).map_err(|e| anyhow!(e))?;
         let id = image.id;
         if manifest.len() as u64 > MANIFEST_MAX_BYTES {
@@ -202,9 +207,9 @@ impl Store {
         if signed.with_context(|| format!("checking the signature of image {id}"))? != manifest {
             bail!("the signature given for image {id} is that of another manifest");
         }
-        // Without a tag too: an image that no name could be given to has no place here.
-        let name = Name::of(&config.release, &config.role, tag.unwrap_or("latest")).map_err(|e| anyhow!(e))?;
-        let name = tag.map(|_| name);
+        let name = |tag: &&str| Name::of(&config.release, &config.role, tag).map_err(|e| anyhow!(e));
+        name(&TAG_DEFAULT)?; // without a tag too: an image that can have no name has no place here
+        let names = tags.iter().map(name).collect::<Result<Vec<Name>>>()?;
 
         self.import_bytes(manifest)?;
         let known = self.signature_of(&id).is_ok_and(|(e, _)| sign::open(&e, &config.builders).is_ok());
@@ -222,7 +227,7 @@ impl Store {
                 let (digest, size) = (Digest::of(&wrapped.manifest), wrapped.manifest.len() as u64);
                 index.add(&id, manifest.len() as u64, &digest, size);
             }
-            if let Some(name) = &name {
+            for name in &names {
                 index.tag(&id, name);
             }
             Ok(())
@@ -610,7 +615,7 @@ impl BlobWriter<'_> {
 
 impl Write for BlobWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.tmp.write(bytes).inspect_err(|_| self.failed = true)?;
+        let n = self.tmp.write(bytes).inspect_err(|e| self.failed |= e.kind() != io::ErrorKind::Interrupted)?;
         self.hasher.update(&bytes[..n]);
         self.written += n as u64;
         Ok(n)

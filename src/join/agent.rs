@@ -129,6 +129,8 @@ impl Agent {
             }
         };
         let generation = registration.answer.generation;
+        // A certificate that cannot be used is found out here, where a register can be repeated.
+        registration.client(&self.handover, PHASE_TIMEOUTS)?;
         self.console.say(&format!("registered as {}, generation {generation}", self.handover.go.node));
         place::place(&self.role, &registration.answer, &mut |text| self.console.say(text))?;
         Ok(registration)

@@ -22,10 +22,10 @@ pub enum Identity {
 /// the site gives must not contradict it; a machine with an unknown card is known by its UUID.
 pub fn identify(state: &State, mac: Mac, uuid: Option<Uuid>) -> Identity {
     let Some(site) = &state.site else { return Identity::Unknown };
-    if let Some(name) = state.machines.get(&mac).and_then(|m| m.approved.clone()) {
-        if site.nodes.iter().any(|n| n.name == name) {
-            return Identity::Node { name, by: "approved" };
-        }
+    if let Some(name) = state.machines.get(&mac).and_then(|m| m.approved.clone())
+        && site.nodes.iter().any(|n| n.name == name)
+    {
+        return Identity::Node { name, by: "approved" };
     }
     let uuid = uuid.filter(|u| !u.is_junk());
     let by_mac = site.nodes.iter().find(|n| n.macs.contains(&mac));

@@ -12,6 +12,8 @@ pub mod log;
 pub mod message;
 pub mod sqlite;
 pub mod state;
+#[cfg(test)]
+mod tests;
 pub mod text;
 pub mod timeline;
 pub mod writer;

@@ -58,6 +58,8 @@ pub struct NodeState {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
+    /// Revision of its register.
+    pub rev: u64,
     pub boot_id: String,
     pub mac: Mac,
     pub address: Ipv4Addr,
@@ -78,6 +80,7 @@ pub struct Credential {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
+    pub rev: u64,
     pub boot_id: String,
     pub phase: Phase,
     pub detail: String,
@@ -85,6 +88,7 @@ pub struct Progress {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastReport {
+    pub rev: u64,
     pub phase: Phase,
     pub detail: String,
     pub systems: Vec<SystemReport>,
@@ -203,7 +207,8 @@ impl State {
                 self.machine_mut(*mac).answers.insert(*asked, last);
             }
             Event::PhaseReached { mac, node, boot_id, phase, detail } => {
-                let progress = Some(Progress { boot_id: boot_id.clone(), phase: *phase, detail: detail.clone() });
+                let (boot_id, detail) = (boot_id.clone(), detail.clone());
+                let progress = Some(Progress { rev: self.rev, boot_id, phase: *phase, detail });
                 match node {
                     Some(node) => self.node_mut(node).progress = progress,
                     None => self.machine_mut(*mac).progress = progress,
@@ -218,6 +223,7 @@ impl State {
     }
 
     fn apply_to_node(&mut self, event: &Event) {
+        let rev = self.rev;
         match event {
             Event::CredentialMinted { node, boot_id, hash, address, .. } => {
                 self.node_mut(node).credential =
@@ -238,6 +244,7 @@ impl State {
                 state.key = Some(key.clone());
                 state.refused = None;
                 state.session = Some(Session {
+                    rev,
                     boot_id: boot_id.clone(),
                     mac: *mac,
                     address: *address,
@@ -254,7 +261,8 @@ impl State {
             }
             Event::Reported { node, phase, detail, systems, leaving, .. } => {
                 let state = self.node_mut(node);
-                state.report = Some(LastReport { phase: *phase, detail: detail.clone(), systems: systems.clone() });
+                state.report =
+                    Some(LastReport { rev, phase: *phase, detail: detail.clone(), systems: systems.clone() });
                 if let Some(session) = &mut state.session {
                     session.left = *leaving;
                 }

@@ -99,18 +99,29 @@ pub fn attach(
         }
     }
     let partition = wait_partition(&disk.name)?;
-    mount_state(&partition, target)?;
-    let stamp = read_stamp(target)?;
-    let Some(stamp) = stamp else {
-        mount::unmount_below(target);
-        return Err(Held::new(format!("state disk {} has no stamp that tells whose it is", disk.name)).into());
-    };
-    if let Err(reason) = choice::judge_stamp(&stamp, go) {
-        mount::unmount_below(target);
-        return Err(Held::new(format!("state disk {}: {reason}", disk.name)).into());
+    match peek(&partition) {
+        Ok(Some(stamp)) => judge(&disk, &stamp, go)?,
+        Ok(None) => {
+            return Err(Held::new(format!("state disk {} has no stamp that tells whose it is", disk.name)).into());
+        }
+        Err(e) => return Err(Held::new(format!("state disk {} cannot be read: {e:#}", disk.name)).into()),
     }
-    say(&format!("state of {} from {}", stamp.node, partition.display()));
+    mount_state(&partition, target)?;
+    say(&format!("state of {} from {}", go.node, partition.display()));
     Ok(())
+}
+
+fn judge(disk: &Disk, stamp: &Stamp, go: &BootGo) -> Result<()> {
+    choice::judge_stamp(stamp, go).map_err(|why| Held::new(format!("state disk {}: {why}", disk.name)).into())
+}
+
+/// The stamp of a partition, read without changing one byte of it: it may be another's.
+fn peek(partition: &Path) -> Result<Option<Stamp>> {
+    let target = Path::new(mount::RUN).join("state-new");
+    mount::mount_at(&partition.display().to_string(), &target, "ext4", MsFlags::MS_RDONLY, "noload")?;
+    let stamp = read_stamp(&target);
+    mount::unmount_below(&target);
+    stamp
 }
 
 fn find(want: &DiskMatch, modules: &mut dyn FnMut()) -> Result<Disk> {
@@ -224,19 +235,9 @@ fn make(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo, seen:
 /// An unfinished disk that carries this node's stamp already lacks only its name. Another's stamp
 /// holds the node; no stamp: it may be made again.
 fn finish(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo) -> Result<bool> {
-    let target = Path::new(mount::RUN).join("state-new");
     let Ok(partition) = wait_partition(&disk.name) else { return Ok(false) };
-    if mount::mount_at(&partition.display().to_string(), &target, "ext4", MsFlags::MS_RDONLY, "noload").is_err() {
-        return Ok(false);
-    }
-    let stamp = read_stamp(&target);
-    mount::unmount_below(&target);
-    match stamp {
-        Ok(Some(stamp)) => {
-            choice::judge_stamp(&stamp, go).map_err(|r| Held::new(format!("state disk {}: {r}", disk.name)))?
-        }
-        _ => return Ok(false),
-    }
+    let Ok(Some(stamp)) = peek(&partition) else { return Ok(false) };
+    judge(disk, &stamp, go)?;
     rename_partition(device, sector, PARTITION)?;
     reread_table(device)?;
     Ok(true)

@@ -51,21 +51,7 @@ pub fn choose<'a>(disks: &'a [Disk], want: &DiskMatch) -> Result<&'a Disk, Strin
 }
 
 fn fits(disk: &Disk, want: &DiskMatch) -> bool {
-    let serial = want.serial.as_ref().is_none_or(|w| disk.serial.as_deref().map(str::trim) == Some(w.trim()));
-    let wwn = want.wwn.as_ref().is_none_or(|w| disk.wwn.as_deref().map(plain_wwn) == Some(plain_wwn(w)));
-    let size = want.size.is_none_or(|w| disk.size == w);
-    serial && wwn && size
-}
-
-/// Kernels and tools write one WWN in several ways: `naa.5000c5…`, `0x5000c5…`, `wwn-0x5000c5…`.
-fn plain_wwn(text: &str) -> String {
-    let mut text = text.trim().to_ascii_lowercase();
-    for prefix in ["wwn-", "naa.", "eui.", "uuid.", "nvme.", "0x"] {
-        if let Some(rest) = text.strip_prefix(prefix) {
-            text = rest.to_string();
-        }
-    }
-    text
+    want.fits(disk.serial.as_deref(), disk.wwn.as_deref(), disk.size)
 }
 
 fn describe(want: &DiskMatch) -> String {

@@ -200,13 +200,15 @@ impl Boot {
         let root = Path::new(NEWROOT);
         mount::assemble(&self.layers, self.upper_bytes)?;
         let role = state::read_role(root)?;
+        let folders: Vec<String> = role.systems.iter().flat_map(|s| s.state.clone()).collect();
         let mut kept = None;
         if let StateOrder::Disk { disk: want } = &go.state {
             let target = state::inside(root, Path::new(STATE_DIR))?;
             self.attach(cmdline, go, want, &target)?;
-            let folders: Vec<String> = role.systems.iter().flat_map(|s| s.state.clone()).collect();
             state::bind_folders(root, &target, &folders)?;
             kept = Some(target);
+        } else {
+            state::make_folders(root, &folders)?;
         }
         state::identify(root, kept.as_deref(), &go.node)?;
         self.done(if kept.is_some() { "state on its disk" } else { "state in memory" });
@@ -264,7 +266,8 @@ impl Boot {
         nix::unistd::chdir("/")?;
         redirect_output();
         loop {
-            let error = Command::new("/sbin/init").env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").exec();
+            // With the arguments and the environment that the kernel gave to its init.
+            let error = Command::new("/sbin/init").args(std::env::args_os().skip(1)).exec();
             self.console.say(&format!("starting the role's /sbin/init: {error}"));
             std::thread::sleep(PAUSE_MAX);
         }
@@ -322,7 +325,7 @@ impl Boot {
         };
         let client = Client::new().timeouts(REPORT_TIMEOUTS);
         if let Err(e) = json::tell(&client, &format!("http://{}/v1/phase", cmdline.server), &report) {
-            self.console.say(&format!("report of {phase:?} was not taken: {e:#}"));
+            self.console.say(&format!("report of {} was not taken: {e:#}", name(phase)));
         }
     }
 }

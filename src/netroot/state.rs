@@ -25,6 +25,15 @@ pub fn read_role(root: &Path) -> Result<RoleFile> {
     serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
 }
 
+/// Makes the folders that would be kept, for a node that keeps nothing.
+pub fn make_folders(root: &Path, folders: &[String]) -> Result<()> {
+    for folder in folders {
+        let place = inside(root, Path::new(folder))?;
+        fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
+    }
+    Ok(())
+}
+
 /// Binds every folder of `folders` (absolute in the role) from `disk` over its place in `root`.
 /// A folder that is not yet on the disk is first copied there as the image has it.
 pub fn bind_folders(root: &Path, disk: &Path, folders: &[String]) -> Result<()> {

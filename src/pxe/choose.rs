@@ -129,3 +129,70 @@ fn canonical(architecture: &str) -> &str {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::id::Digest;
+    use crate::ledger::{Event, Recorded};
+
+    const LOG: &str = include_str!("../../tests/fixtures/ledger-v1.jsonl");
+
+    /// The golden log's site after `events` of its events, and what more happened.
+    fn state(events: usize, more: &[Event]) -> State {
+        let mut state = State::default();
+        for line in LOG.lines().take(events) {
+            state.apply(&serde_json::from_str::<Recorded>(line).unwrap().event);
+        }
+        more.iter().for_each(|event| state.apply(event));
+        state
+    }
+
+    fn asker(last: u8) -> Asker {
+        Asker { mac: Mac([0x52, 0x54, 0, 0, 0, last]), uuid: None, architecture: None, firmware: "bios".into() }
+    }
+
+    #[test]
+    fn each_rule_leads_to_its_choice() {
+        let one = Digest([1; 32]);
+        let held = Event::NodeHeld { node: "infra1".into(), reason: "swap".into() };
+        let approved = Event::NodeApproved { node: "infra1".into(), mac: asker(9).mac };
+        let arm = Asker { architecture: Some("arm64"), ..asker(1) };
+        let x64 = Asker { architecture: Some("x86_64"), ..asker(1) };
+        let hold = |reason: &str| Choice::Hold(reason.into());
+        let rows = [
+            (state(0, &[]), asker(1), "no-site", Choice::Ignore),
+            (state(1, &[]), asker(1), "no-image", hold("role infra has no image; next: kiln image use infra IMAGE")),
+            (state(2, &[]), asker(1), "role-image", Choice::Image(one)),
+            (state(2, &[]), x64, "role-image", Choice::Image(one)),
+            (state(2, &[]), arm, "other-architecture", hold("image zed/infra:v1 is for amd64, this machine is arm64")),
+            (state(2, &[held]), asker(1), "held", hold("node infra1 is held: swap")),
+            (state(2, &[]), asker(9), "unknown-by-site", Choice::Park),
+            (state(2, &[approved]), asker(9), "role-image", Choice::Image(one)),
+            (state(14, &[]), asker(1), "role-image", Choice::Image(Digest([2; 32]))),
+        ];
+        for (state, asker, rule, choice) in rows {
+            let chosen = choose(&state, &asker, Mode::Authoritative);
+            assert_eq!((chosen.rule, chosen.choice), (rule, choice), "{asker:?}");
+        }
+    }
+
+    #[test]
+    fn a_machine_that_nobody_named_gets_what_the_site_or_the_mode_says() {
+        let with = |unknown: Option<Unknown>| {
+            let mut site = (**state(1, &[]).site.as_ref().unwrap()).clone();
+            site.cluster.unknown = unknown;
+            state(0, &[Event::SiteApplied { site: Box::new(site), site_id: "s".into() }])
+        };
+        for (unknown, mode, want) in [
+            (None, Mode::Authoritative, Choice::Park),
+            (None, Mode::Proxy, Choice::Ignore),
+            (None, Mode::Off, Choice::Park),
+            (Some(Unknown::Local), Mode::Proxy, Choice::Local),
+            (Some(Unknown::Park), Mode::Proxy, Choice::Park),
+            (Some(Unknown::Ignore), Mode::Authoritative, Choice::Ignore),
+        ] {
+            assert_eq!(choose(&with(unknown), &asker(9), mode).choice, want, "{unknown:?} {mode:?}");
+        }
+    }
+}

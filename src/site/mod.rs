@@ -92,3 +92,26 @@ pub struct DiskMatch {
     /// Bytes.
     pub size: Option<u64>,
 }
+
+impl DiskMatch {
+    /// Whether a disk is the one that is meant: node and server judge by the same rule. A match
+    /// that names nothing fits nothing.
+    pub fn fits(&self, serial: Option<&str>, wwn: Option<&str>, size: u64) -> bool {
+        let names_something = self.serial.is_some() || self.wwn.is_some() || self.size.is_some();
+        names_something
+            && self.serial.as_ref().is_none_or(|want| serial.map(str::trim) == Some(want.trim()))
+            && self.wwn.as_ref().is_none_or(|want| wwn.map(plain_wwn) == Some(plain_wwn(want)))
+            && self.size.is_none_or(|want| size == want)
+    }
+}
+
+/// Kernels and tools write one WWN in several ways: `naa.5000c5…`, `0x5000c5…`, `wwn-0x5000c5…`.
+fn plain_wwn(text: &str) -> String {
+    let mut text = text.trim().to_ascii_lowercase();
+    for prefix in ["wwn-", "naa.", "eui.", "uuid.", "nvme.", "0x"] {
+        if let Some(rest) = text.strip_prefix(prefix) {
+            text = rest.to_string();
+        }
+    }
+    text
+}

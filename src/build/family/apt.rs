@@ -20,7 +20,9 @@ const CONTROL_TIMEOUT: Duration = Duration::from_secs(120);
 const STATUS_MAX_BYTES: u64 = 64 << 20;
 const ACCOUNTS_MAX_BYTES: u64 = 4 << 20;
 /// Where the tree sees the package cache during the build.
-const PACKAGES: &str = "run/apt/flat/packages";
+const PACKAGES: &str = "run/packages";
+/// Where apt's repository of these packages lies, reached by the same relative links from the tree and from outside.
+const APT: &str = "run/apt";
 
 /// What one stage installs.
 pub struct Stage<'a> {
@@ -37,16 +39,24 @@ pub struct Stage<'a> {
 /// Installs the stage into `root`. Afterwards the tree's package list is exactly the lock's.
 pub fn install(root: &Path, stage: &Stage, say: &dyn Fn(&str)) -> Result<()> {
     let controls = controls(stage)?;
+    let mut essential = Vec::new();
     if stage.earlier.is_empty() {
         prepare(root)?;
+        say("unpacking essential packages");
+        essential = self::essential(stage, &controls)?;
+        for package in &essential {
+            unpack(&fetch::place(stage.cache, &package.sha256), root)
+                .with_context(|| format!("unpacking {}", package.name))?;
+        }
     }
     let chroot = Chroot::new(root, stage.epoch)?;
     let _packages = chroot.bind(&stage.cache.join("packages/sha256"), PACKAGES)?;
     let policy = root.join("usr/sbin/policy-rc.d");
-    if stage.earlier.is_empty() {
-        bootstrap(&chroot, stage, &controls, &policy, say)?;
-    }
     forbid_services(&policy)?;
+    if stage.earlier.is_empty() {
+        say("configuring essential packages");
+        bootstrap(&chroot, stage, &essential)?;
+    }
     say("installing packages");
     install_rest(&chroot, stage, &controls)?;
     fs::remove_file(&policy).with_context(|| format!("removing {}", policy.display()))?;
@@ -59,30 +69,36 @@ fn controls(stage: &Stage) -> Result<BTreeMap<String, String>> {
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let found = std::sync::Mutex::new(BTreeMap::new());
     fetch::parallel(stage.packages, |p| {
-        let kept = folder.join(&p.sha256);
-        let text = match fs::read_to_string(&kept) {
-            Ok(text) => text,
-            Err(_) => {
-                let mut line = Command::new("dpkg-deb");
-                line.arg("--field").arg(fetch::place(stage.cache, &p.sha256));
-                let text = command::run_ok(&mut line, b"", CONTROL_TIMEOUT)
-                    .with_context(|| format!("reading package {}", p.name))?
-                    .text();
-                files::write_atomic(&kept, text.as_bytes(), 0o644)?;
-                text
-            }
-        };
-        let stanzas = deb822::stanzas(&text);
-        let says = |key| stanzas.first().and_then(|s| s.get(key)).unwrap_or_default().to_string();
-        if (says("Package"), says("Version"), says("Architecture"))
-            != (p.name.clone(), p.version.clone(), p.arch.clone())
-        {
-            bail!("package file of {} {} calls itself {} {}", p.name, p.version, says("Package"), says("Version"));
-        }
+        let text = control(p, stage, &folder)?;
         found.lock().map_err(|_| anyhow::anyhow!("a worker panicked"))?.insert(p.sha256.clone(), text);
         Ok(())
     })?;
     found.into_inner().map_err(|_| anyhow::anyhow!("a worker panicked"))
+}
+
+fn control(p: &LockedPackage, stage: &Stage, folder: &Path) -> Result<String> {
+    let kept = folder.join(&p.sha256);
+    let is_its_own = |text: &str| {
+        let stanzas = deb822::stanzas(text);
+        let says = |key| stanzas.first().and_then(|s| s.get(key));
+        (says("Package"), says("Version"), says("Architecture"))
+            == (Some(p.name.as_str()), Some(p.version.as_str()), Some(p.arch.as_str()))
+    };
+    if let Some(text) = fs::read_to_string(&kept).ok().filter(|text| is_its_own(text)) {
+        return Ok(text);
+    }
+    let mut line = Command::new("dpkg-deb");
+    line.arg("--field").arg(fetch::place(stage.cache, &p.sha256));
+    let text =
+        command::run_ok(&mut line, b"", CONTROL_TIMEOUT).with_context(|| format!("reading package {}", p.name))?.text();
+    if !is_its_own(&text) {
+        bail!("the package file of {} {} {} says that it is another:\n{text}", p.name, p.version, p.arch);
+    }
+    // Not synced: what a power cut leaves is not its own and read again.
+    let temporary = stage.scratch.join(format!("control-{}", p.sha256));
+    fs::write(&temporary, &text).with_context(|| format!("writing {}", temporary.display()))?;
+    fs::rename(&temporary, &kept).with_context(|| format!("writing {}", kept.display()))?;
+    Ok(text)
 }
 
 /// The folders and links that must be there before the first package: merged /usr and dpkg's files.
@@ -100,23 +116,9 @@ fn prepare(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks the essential packages, then installs them properly: accounts first, then the pinned
-/// users, then the rest.
-fn bootstrap(
-    chroot: &Chroot,
-    stage: &Stage,
-    controls: &BTreeMap<String, String>,
-    policy: &Path,
-    say: &dyn Fn(&str),
-) -> Result<()> {
-    say("unpacking essential packages");
-    let essential = essential(stage, controls)?;
-    for package in &essential {
-        unpack(&fetch::place(stage.cache, &package.sha256), chroot.root())
-            .with_context(|| format!("unpacking {}", package.name))?;
-    }
-    forbid_services(policy)?;
-    say("configuring essential packages");
+/// Installs the unpacked essential packages properly: accounts first, then the pinned users, then
+/// the rest.
+fn bootstrap(chroot: &Chroot, stage: &Stage, essential: &[&LockedPackage]) -> Result<()> {
     let inside = |p: &&LockedPackage| format!("/{PACKAGES}/{}", p.sha256);
     let dpkg = |packages: Vec<String>| {
         let mut arguments =
@@ -147,12 +149,12 @@ fn essential<'a>(stage: &Stage<'a>, controls: &BTreeMap<String, String>) -> Resu
     solved.iter().map(|(name, _, _)| find(name).with_context(|| format!("finding {name} in the lock"))).collect()
 }
 
-/// An apt that knows exactly these packages; their files lie in `packages` of its repository.
+/// An apt that knows exactly these packages; their files lie in its repository as `<sha256>.deb`.
 fn flat(dir: &Path, packages: &[&LockedPackage], controls: &BTreeMap<String, String>) -> Result<Apt> {
     let mut index = String::new();
     for p in packages {
         let control = controls.get(&p.sha256).map(|c| c.trim_end()).unwrap_or_default();
-        index += &format!("{control}\nFilename: packages/{0}\nSize: {1}\nSHA256: {0}\n\n", p.sha256, p.size);
+        index += &format!("{control}\nFilename: {0}.deb\nSize: {1}\nSHA256: {0}\n\n", p.sha256, p.size);
     }
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     apt::flat(dir, &index)
@@ -206,7 +208,12 @@ fn pin_users(root: &Path, stage: &Stage) -> Result<()> {
 
 /// Everything of the stage, by exact version; apt orders, the tree's dpkg installs.
 fn install_rest(chroot: &Chroot, stage: &Stage, controls: &BTreeMap<String, String>) -> Result<()> {
-    let apt = flat(&chroot.root().join("run/apt"), stage.packages, controls)?;
+    let apt = flat(&chroot.root().join(APT), stage.packages, controls)?;
+    for p in stage.packages {
+        let link = chroot.root().join(APT).join("flat").join(format!("{}.deb", p.sha256));
+        symlink(format!("../../packages/{}", p.sha256), &link)
+            .with_context(|| format!("linking package {}", p.name))?;
+    }
     let mut line = chroot.outside();
     line.arg("apt-get");
     let root = chroot.root().display().to_string();
@@ -225,7 +232,7 @@ fn install_rest(chroot: &Chroot, stage: &Stage, controls: &BTreeMap<String, Stri
             ("APT::Immediate-Configure", "false"),
         ],
     );
-    line.args(["--no-download", "install"]);
+    line.arg("install");
     line.args(stage.packages.iter().map(|p| format!("{}={}", p.name, p.version)));
     let output = command::run(&mut line, b"", crate::build::chroot::INSTALL_TIMEOUT)?;
     if !output.status.success() {

@@ -78,6 +78,7 @@ impl Plain for Nodes {
             Err(error) => {
                 let status = match error.why() {
                     Some(Why::NotFound) => 404,
+                    Some(Why::Refused) => 429,
                     Some(_) => 400,
                     None => 503,
                 };

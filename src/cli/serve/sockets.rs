@@ -63,9 +63,9 @@ pub fn interface_address(name: &str, within: Option<crate::site::Subnet>) -> Res
     }
 }
 
-/// The interface's own MAC.
+/// The interface's own MAC. Asked by a socket, not read from /sys: that may show another namespace.
 pub fn interface_mac(name: &str) -> Result<crate::site::Mac> {
-    let path = format!("/sys/class/net/{name}/address");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("reading the MAC of interface {name}"))?;
-    text.trim().parse().map_err(anyhow::Error::msg).with_context(|| format!("reading the MAC of interface {name}"))
+    let mut entries = nix::ifaddrs::getifaddrs().context("listing interfaces")?.filter(|e| e.interface_name == name);
+    let card = entries.find_map(|e| e.address.as_ref()?.as_link_addr()?.addr());
+    card.map(crate::site::Mac).with_context(|| format!("interface {name} has no MAC"))
 }

@@ -10,7 +10,7 @@ use crate::ledger::live::Live;
 use crate::ledger::message::DiskRequest;
 use crate::ledger::state::{Credential, Keeps, State, refused_key};
 use crate::ledger::text;
-use crate::site::{DiskMatch, Node};
+use crate::site::Node;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -99,26 +99,28 @@ fn grant(
         let reason = format!("session of generation {} of node {name} lives or may live", known.generation);
         return Err(("session-lives", reason));
     }
-    let address = expected_address(state, boot, node)?;
-    if address != boot.source {
-        let reason = format!("asked from {}, but a credential of node {name} goes to {address} only", boot.source);
-        return Err(("other-address", reason));
+    let expected = expected_addresses(state, boot, node)?;
+    if !expected.contains(&boot.source) {
+        let to: Vec<String> = expected.iter().map(|a| a.to_string()).collect();
+        let (from, to) = (boot.source, to.join(" or "));
+        return Err(("other-address", format!("asked from {from}, but a credential of node {name} goes to {to} only")));
     }
+    let address = boot.source;
     let hash = credential_of(&boot.credential);
     Ok((rule, Some(Credential { boot_id: request.boot_id.clone(), hash, address })))
 }
 
-/// The address leased to that MAC; where kiln leased none, the one from which it last asked for its script.
-fn expected_address(state: &State, boot: &Boot, node: &Node) -> Result<Ipv4Addr, (&'static str, String)> {
-    if let Some(leased) = boot.leased {
-        return Ok(leased);
-    }
-    if boot.authoritative {
-        return Ok(node.address);
+/// The addresses that are that card's: leased or reserved to it; where kiln leases none, the one
+/// from which it last asked for its script.
+fn expected_addresses(state: &State, boot: &Boot, node: &Node) -> Result<Vec<Ipv4Addr>, (&'static str, String)> {
+    let reserved = boot.authoritative.then_some(node.address);
+    let ours: Vec<Ipv4Addr> = boot.leased.into_iter().chain(reserved).collect();
+    if !ours.is_empty() {
+        return Ok(ours);
     }
     let script = state.machines.get(&boot.request.mac).and_then(|m| m.answers.get(&Asked::Script));
     let unknown = || ("no-script", format!("machine {} never asked here for its boot script", boot.request.mac));
-    script.and_then(|a| a.address).ok_or_else(unknown)
+    script.and_then(|a| a.address).map(|a| vec![a]).ok_or_else(unknown)
 }
 
 fn record(
@@ -198,7 +200,7 @@ pub(super) fn disk(state: &State, request: &DiskRequest, source: Ipv4Addr) -> Re
         Ok(Keeps::Volatile) => return Err(refused(format!("node {} keeps its state in memory", node.name))),
         Err(reason) => return Err(refused(reason)),
     };
-    if !matches(wanted, request) {
+    if !wanted.fits(request.disk.serial.as_deref(), request.disk.wwn.as_deref(), request.disk.size) {
         return Err(refused(format!("disk {} is not the one that the site names for node {}", disk.name, node.name)));
     }
     if request.found != "blank" {
@@ -207,12 +209,4 @@ pub(super) fn disk(state: &State, request: &DiskRequest, source: Ipv4Addr) -> Re
     let granted = known.disk.as_ref().is_some_and(|g| g.boot_id == request.boot_id && g.disk == disk);
     let event = Event::DiskGranted { node: node.name.clone(), boot_id: request.boot_id.clone(), disk };
     Ok(if granted { Vec::new() } else { vec![event] })
-}
-
-fn matches(wanted: &DiskMatch, request: &DiskRequest) -> bool {
-    let disk = &request.disk;
-    let any = wanted.serial.is_some() || wanted.wwn.is_some() || wanted.size.is_some();
-    any && wanted.serial.as_ref().is_none_or(|s| disk.serial.as_ref() == Some(s))
-        && wanted.wwn.as_ref().is_none_or(|w| disk.wwn.as_ref() == Some(w))
-        && wanted.size.is_none_or(|s| disk.size == s)
 }

@@ -37,15 +37,18 @@ pub(super) fn saw(state: &State, live: &Live, mac: Mac, uuid: Option<Uuid>, firm
     vec![Event::MachineSeen { mac, uuid, firmware }]
 }
 
-/// The event of an answer, unless the same was answered to the same question last time.
+/// The event of an answer, unless the same was answered to the same question last time. Once the
+/// node has registered since, it is another boot's.
 pub(super) fn answered(state: &State, live: &Live, answer: &Answer, now_ms: u64) -> Option<Event> {
     if !has_room(state, live, answer.mac, now_ms) {
         return None;
     }
     let facts = answer.facts.iter().map(|(k, v)| (text::word(k), text::clean(v, 512))).collect();
     let last = state.machines.get(&answer.mac).and_then(|m| m.answers.get(&answer.asked));
+    let registered = answer.node.as_ref().and_then(|n| state.nodes.get(n)?.session.as_ref()).map_or(0, |s| s.rev);
     let same = last.is_some_and(|l| {
-        l.node == answer.node
+        l.rev > registered
+            && l.node == answer.node
             && l.address == answer.address
             && l.facts == facts
             && l.rule == answer.rule
@@ -75,15 +78,18 @@ pub(super) fn phase(state: &State, live: &Live, report: &PhaseReport, now_ms: u6
             return Err(Refusal::new(Why::NotFound, format!("machine {} never asked this server to boot", report.mac)));
         }
     };
-    let reached =
-        Progress { boot_id: report.boot_id.clone(), phase: report.phase, detail: text::detail(&report.detail) };
+    let detail = text::detail(&report.detail);
     let last = match &node {
         Some(node) => state.nodes.get(node).and_then(|n| n.progress.as_ref()),
         None => state.machines.get(&report.mac).and_then(|m| m.progress.as_ref()),
     };
-    if last == Some(&reached) || !has_room(state, live, report.mac, now_ms) {
+    let same = |p: &Progress| p.boot_id == report.boot_id && p.phase == report.phase && p.detail == detail;
+    if last.is_some_and(same) {
         return Ok(Vec::new());
     }
-    let Progress { boot_id, phase, detail } = reached;
+    if !has_room(state, live, report.mac, now_ms) {
+        return Err(Refusal::new(Why::Refused, format!("machine {} says too much", report.mac)));
+    }
+    let (boot_id, phase) = (report.boot_id.clone(), report.phase);
     Ok(vec![Event::PhaseReached { mac: report.mac, node, boot_id, phase, detail }])
 }

@@ -163,10 +163,10 @@ pub fn speaker(state: &State, command: &Command) -> Option<(Mac, bool)> {
 /// The events that follow from a command, none if it changes nothing.
 pub fn decide(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Vec<Event>, Refusal> {
     let mut decided = rule(state, live, command, now_ms);
-    if let (Err(refusal), Some((mac, stranger))) = (&mut decided, speaker(state, command)) {
-        if !live.may_speak(mac, stranger, now_ms) {
-            refusal.events.clear();
-        }
+    if let (Err(refusal), Some((mac, stranger))) = (&mut decided, speaker(state, command))
+        && !live.may_speak(mac, stranger, now_ms)
+    {
+        refusal.events.clear();
     }
     decided
 }

@@ -1,6 +1,7 @@
 //! What the verbs ask over the socket and what they are answered (JSON).
 
 use crate::ledger::decide::MachineId;
+use crate::ledger::event::Asked;
 use crate::ledger::message::{Phase, SystemReport};
 use crate::ledger::state::{Keeps, State};
 use crate::ledger::{Live, timeline};
@@ -40,8 +41,13 @@ pub struct NodeLine {
     pub role: String,
     pub address: Ipv4Addr,
     pub macs: Vec<Mac>,
-    /// Where it is: a phase, `new` (never registered), `held`, `silent` (session dead) or `left`.
+    /// Where it is: a phase, `new` (never heard of), `held`, `silent` (session dead) or `left`.
     pub status: String,
+    /// The last phase that it reached.
+    #[serde(default)]
+    pub phase: Option<Phase>,
+    #[serde(default)]
+    pub detail: String,
     pub generation: u64,
     /// What it runs.
     #[serde(default)]
@@ -79,8 +85,6 @@ pub struct NodeDetail {
     #[serde(default)]
     pub version: Option<String>,
     #[serde(default)]
-    pub detail: String,
-    #[serde(default)]
     pub systems: Vec<SystemReport>,
     pub timeline: Vec<String>,
 }
@@ -95,12 +99,15 @@ pub struct Explanation {
 pub fn node_line(state: &State, live: &Live, name: &str, now_ms: u64) -> Option<NodeLine> {
     let node = state.site_node(name)?;
     let known = state.node(name);
+    let phase = phase(state, name);
     Some(NodeLine {
         name: name.to_string(),
         role: node.role.clone(),
         address: node.address,
         macs: node.macs.clone(),
         status: status(state, live, name, now_ms),
+        phase: phase.as_ref().map(|(phase, _)| *phase),
+        detail: phase.map(|(_, detail)| detail).unwrap_or_default(),
         generation: known.generation,
         image: known.session.as_ref().map(|s| s.image.short()),
         wanted: state.image_of(&node.role).map(|i| i.id.short()),
@@ -109,23 +116,44 @@ pub fn node_line(state: &State, live: &Live, name: &str, now_ms: u64) -> Option<
     })
 }
 
+/// The last phase that a node reached, with its detail: whatever the log says latest. What it says
+/// before its register anyone could have said.
+pub fn phase(state: &State, name: &str) -> Option<(Phase, String)> {
+    let node = state.node(name);
+    let mut steps: Vec<(u64, Phase, String)> = Vec::new();
+    steps.extend(node.session.as_ref().map(|s| (s.rev, Phase::Register, format!("generation {}", node.generation))));
+    steps.extend(node.report.as_ref().map(|r| (r.rev, r.phase, r.detail.clone())));
+    steps.extend(
+        node.progress.as_ref().filter(|p| !node.boots.contains(&p.boot_id)).map(|p| (p.rev, p.phase, p.detail.clone())),
+    );
+    for answer in state.machines.values().flat_map(|m| &m.answers).filter(|(_, a)| a.node.as_deref() == Some(name)) {
+        steps.extend(match answer {
+            // The running system's own renewals are no boot.
+            (Asked::Dhcp, a) if a.facts.get("stage").is_some_and(|s| s == "os") => None,
+            (Asked::Dhcp, a) => Some((a.rev, Phase::Dhcp, a.answer.clone())),
+            (_, a) if a.answer.starts_with("hold") => Some((a.rev, Phase::Held, a.answer.clone())),
+            (Asked::Script, a) => Some((a.rev, Phase::Script, a.answer.clone())),
+            (Asked::Boot, _) => None,
+        });
+    }
+    steps.into_iter().max_by_key(|(rev, ..)| *rev).map(|(_, phase, detail)| (phase, detail))
+}
+
 /// Where a node is, in one word.
 pub fn status(state: &State, live: &Live, name: &str, now_ms: u64) -> String {
     let node = state.node(name);
     if node.held.is_some() {
         return "held".into();
     }
-    let registered = node.session.as_ref().map(|s| s.boot_id.as_str());
-    // A boot that has not registered yet is newer than the session.
-    if let Some(progress) = node.progress.as_ref().filter(|p| !node.boots.contains(&p.boot_id)) {
-        return timeline::word(&progress.phase);
-    }
-    match (registered, &node.report) {
+    match (phase(state, name), &node.session) {
         (None, _) => "new".into(),
-        _ if node.session.as_ref().is_some_and(|s| s.left) => "left".into(),
-        _ if !live.session_lives(state, name, now_ms) => "silent".into(),
-        (_, Some(report)) => timeline::word(&report.phase),
-        (_, None) => timeline::word(&Phase::Register),
+        (Some((Phase::Register | Phase::Join | Phase::Ready, _)), Some(session)) if session.left => "left".into(),
+        (Some((Phase::Register | Phase::Join | Phase::Ready, _)), Some(_))
+            if !live.session_lives(state, name, now_ms) =>
+        {
+            "silent".into()
+        }
+        (Some((phase, _)), _) => timeline::word(&phase),
     }
 }
 
@@ -164,19 +192,12 @@ pub fn detail(state: &State, live: &Live, name: &str, timeline: Vec<String>, now
         }
         Err(reason) => reason,
     };
-    let progress = known.progress.as_ref().filter(|p| !known.boots.contains(&p.boot_id));
-    let detail = match (progress, &known.report) {
-        (Some(progress), _) => progress.detail.clone(),
-        (None, Some(report)) => report.detail.clone(),
-        (None, None) => String::new(),
-    };
     Some(NodeDetail {
         line,
         held: known.held.clone(),
         state: keeps,
         boot_id: known.session.as_ref().map(|s| s.boot_id.clone()),
         version: known.session.as_ref().map(|s| s.version.clone()),
-        detail,
         systems: known.report.as_ref().map(|r| r.systems.clone()).unwrap_or_default(),
         timeline,
     })

@@ -23,9 +23,10 @@ use std::time::{Duration, Instant};
 const DATAGRAM_MAX_BYTES: usize = 4096;
 /// Packets taken from one socket before the other one is looked at.
 const BATCH: usize = 64;
-/// How long [`probe`] waits: dnsmasq checks an address by ping for 3 s before it offers it.
-const PROBE_WAIT: Duration = Duration::from_millis(4500);
-/// A DISCOVER of the probe may be lost: it is repeated after this.
+/// How long [`probe`] waits: dnsmasq checks an address by ping for 3 s before it offers it, and the
+/// first DISCOVER may be lost.
+const PROBE_WAIT: Duration = Duration::from_secs(5);
+/// The probe repeats its DISCOVER after this.
 const PROBE_AGAIN: Duration = Duration::from_millis(1500);
 
 /// What the server needs to know.

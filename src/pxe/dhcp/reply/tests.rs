@@ -119,7 +119,8 @@ fn who_is_not_ours_gets_nothing() {
     use Mode::*;
     let ignore = Placement::Ignore("unknown machines are ignored".into());
     let no_pool = Placement::Parked { link: link(), pool: None, offer: Offer::Boot };
-    let rows: &[(&str, &[(u8, &[u8])], Mode, Placement, &str)] = &[
+    type Row = (&'static str, &'static [(u8, &'static [u8])], Mode, Placement, &'static str);
+    let rows: &[Row] = &[
         ("unknown plain client", PLAIN, Authoritative, parked(), "plain-client"),
         ("known plain client beside a server", PLAIN, Proxy, node(Offer::Boot), "plain-client"),
         ("ignored by the site", BIOS, Authoritative, ignore.clone(), "not-ours"),
@@ -268,7 +269,8 @@ fn requests_for_a_reservation_follow_the_table_of_rfc_2131() {
     let foreign = Ipv4Addr::new(10, 0, 0, 9);
     let none = Ipv4Addr::UNSPECIFIED;
     // option 54, option 50, ciaddr
-    let rows: &[(&str, Option<Ipv4Addr>, Option<Ipv4Addr>, Ipv4Addr, &str)] = &[
+    type Row = (&'static str, Option<Ipv4Addr>, Option<Ipv4Addr>, Ipv4Addr, &'static str);
+    let rows: &[Row] = &[
         ("selecting us", Some(SERVER), Some(NODE), none, "ack"),
         ("selecting us, wrong address", Some(SERVER), Some(foreign), none, "nak"),
         ("selecting another", Some(foreign), Some(NODE), none, "other-server"),

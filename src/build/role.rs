@@ -1,0 +1,272 @@
+//! The uppermost layer: overlays, what kiln-node must know of its role, kiln-node and its unit.
+//! Pure: items out of values, ready to be packed.
+
+use super::squash::{Body, Item};
+use super::tree::{Kind, Tree};
+use super::users;
+use crate::image::role::{ROLE_FILE, RoleFile, Template};
+use crate::overlay;
+use crate::recipe::Recipe;
+use std::collections::BTreeMap;
+
+/// kiln-node in the image.
+pub const NODE_FILE: &str = "usr/lib/kiln/kiln-node";
+/// Its unit, enabled by the build.
+pub const UNIT_FILE: &str = "usr/lib/systemd/system/kiln-node.service";
+/// What enables it.
+pub const UNIT_LINK: &str = "etc/systemd/system/multi-user.target.wants/kiln-node.service";
+
+const UNIT: &str = "[Unit]
+Description=Joins this node to its cluster
+After=local-fs.target systemd-tmpfiles-setup.service
+ConditionPathExists=/run/kiln/boot.json
+
+[Service]
+ExecStart=/usr/lib/kiln/kiln-node join
+Restart=always
+RestartSec=5
+RuntimeDirectory=kiln
+RuntimeDirectoryPreserve=yes
+OOMScoreAdjust=-900
+
+[Install]
+WantedBy=multi-user.target
+";
+
+/// What the role layer is made of.
+pub struct Parts<'a> {
+    pub recipe: &'a Recipe,
+    pub overlays: &'a overlay::Tree,
+    /// The package stages' tree.
+    pub below: &'a Tree<'a>,
+    /// The static kiln-node.
+    pub node: &'a [u8],
+    pub memory_min_mib: u64,
+    pub epoch: u64,
+}
+
+/// What the image says about its role.
+pub fn role_file(recipe: &Recipe, overlays: &overlay::Tree, memory_min_mib: u64) -> RoleFile {
+    let system = |overlay: &str| recipe.systems.iter().any(|s| s.name == overlay).then(|| overlay.to_string());
+    let mut templates: Vec<(usize, Template)> = overlays
+        .templates()
+        .map(|(path, overlay, _)| {
+            let order = recipe.overlays.iter().position(|o| o == overlay).unwrap_or(usize::MAX);
+            (order, Template { path, system: system(overlay) })
+        })
+        .collect();
+    templates.sort_by_key(|(order, _)| *order); // stable: by path within an overlay
+    RoleFile {
+        release: recipe.release.clone(),
+        role: recipe.role.clone(),
+        systems: recipe.systems.clone(),
+        templates: templates.into_iter().map(|(_, t)| t).collect(),
+        memory_min_mib,
+    }
+}
+
+/// The layer's items, parents first. Errors name the overlay's file.
+pub fn items(parts: &Parts) -> Result<Vec<Item>, Vec<String>> {
+    let mut layer = Layer { parts, items: BTreeMap::new(), problems: Vec::new() };
+    let accounts = Accounts {
+        passwd: parts.below.text("etc/passwd").unwrap_or_default(),
+        group: parts.below.text("etc/group").unwrap_or_default(),
+    };
+    for (path, entry) in &parts.overlays.entries {
+        layer.overlay(path, entry, &accounts);
+    }
+    let role = role_file(parts.recipe, parts.overlays, parts.memory_min_mib);
+    let mut json = serde_json::to_vec_pretty(&role).unwrap_or_default();
+    json.push(b'\n');
+    layer.add(ROLE_FILE.trim_start_matches('/'), 0o644, (0, 0), Body::Bytes(json));
+    layer.add(NODE_FILE, 0o755, (0, 0), Body::Bytes(parts.node.to_vec()));
+    layer.add(UNIT_FILE, 0o644, (0, 0), Body::Bytes(UNIT.into()));
+    layer.add(UNIT_LINK, 0o777, (0, 0), Body::Symlink(format!("/{UNIT_FILE}")));
+    // Empty: systemd makes no first boot of it; the node's own id is bound over it.
+    layer.add("etc/machine-id", 0o444, (0, 0), Body::Bytes(Vec::new()));
+    if layer.problems.is_empty() { Ok(layer.items.into_values().collect()) } else { Err(layer.problems) }
+}
+
+struct Accounts {
+    passwd: String,
+    group: String,
+}
+
+struct Layer<'a> {
+    parts: &'a Parts<'a>,
+    /// By path: a folder sorts before what it holds.
+    items: BTreeMap<String, Item>,
+    problems: Vec<String>,
+}
+
+impl Layer<'_> {
+    fn overlay(&mut self, path: &str, entry: &overlay::Entry, accounts: &Accounts) {
+        let mut number = |file: &str, name: &str, what: &str| match (name, name.parse::<u32>()) {
+            ("root", _) => 0,
+            (_, Ok(number)) => number,
+            (_, Err(_)) => users::number(file, name).unwrap_or_else(|| {
+                self.problems.push(format!("{}: /{path}: the image has no {what} {name:?}", entry.source));
+                0
+            }),
+        };
+        let owner = (number(&accounts.passwd, &entry.owner, "user"), number(&accounts.group, &entry.group, "group"));
+        let below = self.parts.below.index.get(path);
+        let (body, (mode, owner)) = match &entry.kind {
+            overlay::Kind::File(bytes) => (Body::Bytes(bytes.clone()), (entry.mode, owner)),
+            overlay::Kind::Symlink(target) => (Body::Symlink(target.clone()), (0o777, owner)),
+            overlay::Kind::Dir => {
+                // An overlay's folder that says nothing of itself is the one that is there.
+                let silent = entry.mode == 0o755 && owner == (0, 0);
+                let there = below.filter(|n| silent && n.kind == Kind::Dir).map(|n| (n.mode, (n.uid, n.gid)));
+                (Body::Dir, there.unwrap_or((entry.mode, owner)))
+            }
+        };
+        if let Some(below) = below
+            && (below.kind == Kind::Dir) != (body == Body::Dir)
+        {
+            let (is, brings) = if body == Body::Dir { ("a file", "a folder") } else { ("a folder", "a file") };
+            self.problems.push(format!("{}: /{path} is {is} of a package, the overlay brings {brings}", entry.source));
+        }
+        self.add(path, mode, owner, body);
+    }
+
+    /// Adds an item and, as they are in the tree below, the folders above it.
+    fn add(&mut self, path: &str, mode: u32, owner: (u32, u32), body: Body) {
+        if let Some((parent, _)) = path.rsplit_once('/')
+            && !self.items.contains_key(parent)
+        {
+            let there = self.parts.below.index.get(parent);
+            let (mode, owner) = there.map_or((0o755, (0, 0)), |n| (n.mode, (n.uid, n.gid)));
+            self.add(parent, mode, owner, Body::Dir);
+        }
+        let (uid, gid) = owner;
+        let (mtime, xattrs) = (self.parts.epoch, Vec::new());
+        self.items.insert(path.to_string(), Item { path: path.to_string(), mode, uid, gid, mtime, xattrs, body });
+    }
+}
+
+/// Least memory of a node, MiB: every layer and the unpacked initramfs lie in memory; beside them
+/// the kernel with the basic services, each system's processes, and what they write.
+pub fn memory_min_mib(layers_bytes: u64, initramfs_unpacked: u64, systems: usize) -> u64 {
+    /// Kernel, page tables, systemd, journal, a shell, and the root's writable part.
+    const BASE_MIB: u64 = 384;
+    /// What a system's daemon needs to start and answer on an idle node.
+    const SYSTEM_MIB: u64 = 96;
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let running = mib(layers_bytes) + mib(initramfs_unpacked) + BASE_MIB + SYSTEM_MIB * systems as u64;
+    // The kernel gives the initramfs's tmpfs half of the memory.
+    let unpacking = 2 * mib(initramfs_unpacked) + BASE_MIB / 2;
+    // Rounded up to what machines and virtual machines are built with.
+    running.max(unpacking).next_multiple_of(64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::testing::{index, node};
+    use super::super::tree::{Index, Node};
+    use super::*;
+    use crate::recipe::{Compression, CompressionKind, Distribution, Family};
+
+    fn recipe() -> Recipe {
+        Recipe {
+            release: "zed".into(),
+            role: "infra".into(),
+            distribution: Distribution { family: Family::Apt, name: "debian12".into() },
+            stages: Vec::new(),
+            systems: vec![serde_json::from_str(r#"{"name":"web"}"#).unwrap()],
+            overlays: vec!["base".into(), "web".into()],
+            repositories: Vec::new(),
+            cmdline: Vec::new(),
+            initramfs_modules: None,
+            users: BTreeMap::new(),
+            compression: Compression { kind: CompressionKind::Zstd, level: 3 },
+            selinux: None,
+        }
+    }
+
+    fn entry(kind: overlay::Kind, overlay: &str, owner: &str) -> overlay::Entry {
+        let (owner, overlay) = (owner.to_string(), overlay.to_string());
+        overlay::Entry {
+            kind,
+            mode: 0o755,
+            group: owner.clone(),
+            owner,
+            source: format!("overlays/{overlay}"),
+            overlay,
+        }
+    }
+
+    fn overlays(entries: Vec<(&str, overlay::Entry)>) -> overlay::Tree {
+        overlay::Tree { entries: entries.into_iter().map(|(path, e)| (path.to_string(), e)).collect() }
+    }
+
+    fn below() -> (Index, BTreeMap<String, Vec<u8>>) {
+        let (mut nodes, content) =
+            index(&[("etc/passwd", "web:x:401:402::/:/bin/sh\n"), ("etc/group", "web:x:402:\n"), ("etc/taken", "x")]);
+        nodes.insert("var".into(), node(Kind::Dir));
+        nodes.insert("var/lib".into(), node(Kind::Dir));
+        nodes.insert("var/lib/web".into(), Node { mode: 0o750, uid: 401, gid: 402, ..node(Kind::Dir) });
+        (nodes, content)
+    }
+
+    fn made(overlays: &overlay::Tree) -> Result<BTreeMap<String, Item>, Vec<String>> {
+        let (nodes, content) = below();
+        let read = |path: &str| content.get(path).cloned();
+        let tree = Tree { index: &nodes, read: &read };
+        let recipe = recipe();
+        let parts = Parts { recipe: &recipe, overlays, below: &tree, node: b"elf", memory_min_mib: 512, epoch: 1000 };
+        let items = items(&parts)?;
+        for (i, item) in items.iter().enumerate() {
+            let parent = item.path.rsplit_once('/').map(|(p, _)| p);
+            assert!(
+                parent.is_none_or(|p| items[..i].iter().any(|o| o.path == p)),
+                "{} comes before its folder",
+                item.path
+            );
+        }
+        Ok(items.into_iter().map(|i| (i.path.clone(), i)).collect())
+    }
+
+    #[test]
+    fn the_layer_holds_overlays_role_and_agent_with_the_trees_own_folders() {
+        let file = |text: &str| overlay::Kind::File(text.into());
+        let found = made(&overlays(vec![
+            ("etc/web.conf.j2", entry(file("{{ x }}"), "web", "root")),
+            ("var/lib/web", entry(overlay::Kind::Dir, "web", "root")),
+            ("var/lib/web/seed", entry(file("s"), "web", "web")),
+            ("etc/a.j2", entry(file("a"), "base", "root")),
+        ]));
+        // "root" is no user of this small tree: it is always 0.
+        let found = found.unwrap();
+        let folder = &found["var/lib/web"];
+        assert_eq!((folder.mode, folder.uid, folder.gid), (0o750, 401, 402));
+        assert_eq!((found["var/lib/web/seed"].uid, found["var/lib/web/seed"].gid), (401, 402));
+        assert_eq!(found[NODE_FILE].mode, 0o755);
+        assert_eq!(found["etc/machine-id"].body, Body::Bytes(Vec::new()));
+        let Body::Bytes(json) = &found["usr/lib/kiln/role.json"].body else { panic!("role.json is no file") };
+        let role: RoleFile = serde_json::from_slice(json).unwrap();
+        let templates: Vec<(&str, Option<&str>)> =
+            role.templates.iter().map(|t| (t.path.as_str(), t.system.as_deref())).collect();
+        assert_eq!(templates, [("/etc/a.j2", None), ("/etc/web.conf.j2", Some("web"))]);
+        assert!(found.values().all(|i| i.mtime == 1000));
+    }
+
+    #[test]
+    fn what_does_not_fit_the_tree_is_named_with_its_file() {
+        let problems = made(&overlays(vec![
+            ("etc/taken", entry(overlay::Kind::Dir, "web", "root")),
+            ("var/lib/web", entry(overlay::Kind::File("x".into()), "web", "nobody")),
+        ]))
+        .unwrap_err();
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert!(problems.iter().all(|p| p.starts_with("overlays/web: /")), "{problems:?}");
+    }
+
+    #[test]
+    fn least_memory_counts_layers_systems_and_the_initramfs() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(memory_min_mib(160 * MIB, 8 * MIB, 0), 576);
+        assert!(memory_min_mib(160 * MIB, 8 * MIB, 5) > memory_min_mib(160 * MIB, 8 * MIB, 0));
+        assert!(memory_min_mib(0, 1000 * MIB, 0) >= 2000);
+    }
+}

@@ -1,0 +1,144 @@
+//! `kiln build`: bakes an image from a locked recipe.
+
+use super::exit::{self, Exit};
+use super::{places, recipes};
+use crate::build::execute::Build;
+use crate::build::report::{Report, State};
+use crate::build::{chroot, lint};
+use crate::image::store::Store;
+use crate::image::{key, sign};
+use crate::overlay;
+use crate::repo::apt;
+use crate::sys::{clock, files};
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+
+/// kiln-node is at most 8 MiB; a debug build is far larger.
+const NODE_MAX_BYTES: u64 = 256 << 20;
+
+/// Bakes an image from a locked recipe.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// `release/role`, or a recipe's file.
+    #[arg(required = true, value_name = "RECIPE")]
+    names: Vec<String>,
+    /// The image's tag in the store.
+    #[arg(long, default_value = "latest")]
+    tag: String,
+    /// Prints what would be done, and does nothing.
+    #[arg(long)]
+    plan: bool,
+    /// Takes a repository's packages from there instead.
+    #[arg(long, value_name = "ID=URL")]
+    mirror: Vec<String>,
+    /// The builder's key [env: KILN_KEY]; made at the first build.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// A further builder's public key whose images the initramfs boots.
+    #[arg(long, value_name = "PUBLICKEY")]
+    trust: Vec<String>,
+    /// Writes progress as one JSON object a line.
+    #[arg(long, value_name = "FORMAT", value_parser = ["json"])]
+    events: Option<String>,
+    /// The store [env: KILN_STORE].
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    #[command(flatten)]
+    recipes: recipes::RecipesArgs,
+    /// The static kiln-node [default: beside this program].
+    #[arg(long, value_name = "FILE")]
+    node_binary: Option<PathBuf>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if !arguments.plan {
+        chroot::isolate()?;
+    }
+    let node = node_binary(arguments.node_binary.as_deref())?;
+    for name in &arguments.names {
+        one(arguments, &recipes::resolve(name, &arguments.recipes)?, &node)?;
+    }
+    Ok(())
+}
+
+fn one(arguments: &Arguments, named: &recipes::Chosen, node: &[u8]) -> Result<()> {
+    let locked = named.locked()?;
+    let recipe = &locked.recipe;
+    let overlays = overlay::load::load(&named.overlays, &recipe.release, &recipe.overlays)?;
+    let mirrors = recipes::mirrors(&arguments.mirror, recipe)?;
+    let key_file = places::builder_key(arguments.key.clone());
+    if let Some(folder) = key_file.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    }
+    let (key, made) = key::load_or_new(&key_file)?;
+    if made {
+        eprintln!("made builder's key {}: keep it, images are signed with it", key_file.display());
+    }
+    let mut builders = vec![sign::public_text(&key.verifying_key())];
+    for trusted in &arguments.trust {
+        sign::parse_public(trusted).map_err(|e| exit::error(Exit::Usage, format!("--trust: {e}")))?;
+        builders.push(trusted.clone());
+    }
+    builders.sort();
+    builders.dedup();
+    let show = Show { json: arguments.events.is_some(), start: clock::now_ms() };
+    let build = Build {
+        locked: &locked,
+        overlays: &overlays,
+        node,
+        builders: &builders,
+        cache: &places::cache(),
+        sources: &|| apt::sources_of(recipe, &mirrors).map_err(|e| exit::error(Exit::Usage, format!("{e:#}"))),
+        report: &show,
+    };
+    if arguments.plan {
+        println!("{}/{}:{}", recipe.release, recipe.role, arguments.tag);
+        for step in build.plan(&arguments.tag)? {
+            println!("  {step}");
+        }
+        return Ok(());
+    }
+    let store = Store::open(&places::store(arguments.store.clone()))?;
+    let id = build
+        .run(&store, &key, &arguments.tag)
+        .with_context(|| format!("building {}/{}", recipe.release, recipe.role))?;
+    for warning in store.config(&id)?.warnings {
+        eprintln!("warning: {warning}");
+    }
+    println!("{}/{}:{} {id}", recipe.release, recipe.role, arguments.tag);
+    Ok(())
+}
+
+/// The static kiln-node that goes into the image: the flag's, else the one beside this program.
+fn node_binary(flag: Option<&Path>) -> Result<Vec<u8>> {
+    let file = match flag {
+        Some(file) => file.to_path_buf(),
+        None => std::env::current_exe().context("finding this program")?.with_file_name("kiln-node"),
+    };
+    let shown = file.display();
+    let bytes = files::read_bounded(&file, NODE_MAX_BYTES)
+        .map_err(|e| exit::error(Exit::Usage, format!("kiln-node {shown}: {e:#}; name it with --node-binary")))?;
+    lint::check_static(&bytes).map_err(|why| exit::error(Exit::Usage, format!("kiln-node {shown} {why}")))?;
+    Ok(bytes)
+}
+
+/// Shows progress: plain lines on stderr, or events on stdout.
+struct Show {
+    json: bool,
+    /// Unix milliseconds.
+    start: u64,
+}
+
+impl Report for Show {
+    fn event(&self, stage: &str, state: State, detail: &str) {
+        let now = clock::now_ms();
+        if self.json {
+            let event = serde_json::json!({ "t": now, "stage": stage, "state": state.word(), "detail": detail });
+            println!("{event}");
+            return;
+        }
+        let seconds = now.saturating_sub(self.start) / 1000;
+        let gap = if detail.is_empty() { "" } else { ": " };
+        eprintln!("{seconds:>4}s  {stage} {}{gap}{detail}", state.word());
+    }
+}

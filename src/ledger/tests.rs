@@ -1,0 +1,121 @@
+//! Logs of every release replay, and what nodes send is never a panic.
+
+use super::*;
+use crate::site::Mac;
+use proptest::prelude::*;
+
+const V1: &str = include_str!("../../tests/fixtures/ledger-v1.jsonl");
+
+#[test]
+fn the_golden_log_of_version_1_folds_to_what_it_always_did() {
+    let mut state = State::default();
+    let mut kinds = std::collections::BTreeSet::new();
+    for line in V1.lines() {
+        let recorded: Recorded = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        assert_eq!(recorded.rev, state.rev + 1, "{line}");
+        kinds.insert(serde_json::to_value(&recorded.event).unwrap()["kind"].as_str().unwrap().to_string());
+        assert!(!timeline::line(&recorded.event).is_empty());
+        state.apply(&recorded.event);
+        // What it is written as today is read as the same.
+        let again: Recorded = serde_json::from_str(&serde_json::to_string(&recorded).unwrap()).unwrap();
+        assert_eq!(again, recorded);
+    }
+    assert_eq!(kinds.len(), 14, "every kind of event stands in it: {kinds:?}");
+    let node = state.node("infra1");
+    assert_eq!((state.site_id.as_str(), node.generation, node.boots.len()), ("s1", 2, 2));
+    assert_eq!((node.held.as_deref(), node.approved, node.alarms), (None, true, 1));
+    let session = node.session.as_ref().unwrap();
+    assert!(session.left && session.boot_id.starts_with("bbbb"));
+    assert_eq!(node.credential.as_ref().unwrap().boot_id, "cccccccc-0000-4000-8000-000000000003");
+    assert_eq!(node.disk.as_ref().unwrap().disk.serial.as_deref(), Some("S1"));
+    let machine = &state.machines[&"52:54:00:00:00:09".parse::<Mac>().unwrap()];
+    assert_eq!((machine.approved.as_deref(), machine.firmware.as_str()), (Some("infra1"), "bios"));
+    assert_eq!(state.images_in_use().len(), 2);
+}
+
+#[test]
+fn an_explanation_is_a_chain_from_facts_to_the_reply() {
+    let events: Vec<Recorded> = V1.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let lines = explain::chain(&events, 1);
+    assert_eq!(
+        lines,
+        [
+            "2023-11-14T22:13:23Z script asked by 52:54:00:00:00:01 from 10.0.0.11 (answer 4)",
+            "    known by = mac",
+            "    role = infra",
+            "  → rule role-image, node infra1",
+            "  → boot image 010101010101",
+        ]
+    );
+    assert_eq!(explain::chain(&events, 0).len(), 0);
+}
+
+proptest! {
+    #[test]
+    fn no_message_is_a_panic(text in "\\PC{0,200}|[\\{\\}\\[\\]\":,a-z0-9_ ]{0,200}") {
+        use message::*;
+        let _ = serde_json::from_str::<PhaseReport>(&text);
+        let _ = serde_json::from_str::<BootRequest>(&text);
+        let _ = serde_json::from_str::<DiskRequest>(&text);
+        let _ = serde_json::from_str::<RegisterRequest>(&text);
+        let _ = serde_json::from_str::<Report>(&text);
+        let _ = serde_json::from_str::<Event>(&text);
+    }
+
+    #[test]
+    fn whatever_nodes_say_is_decided_and_folds(
+        says in proptest::collection::vec((0u8..6, 0u8..4, "[a-c]{8}|\\PC{0,12}", "\\PC{0,20}", 0u64..100_000), 0..40)
+    ) {
+        use crate::image::id::Digest;
+        use message::*;
+        let mut state = State::default();
+        V1.lines().take(3).for_each(|l| state.apply(&serde_json::from_str::<Recorded>(l).unwrap().event));
+        let live = Live::new(0);
+        for (kind, last, boot_id, text, now) in says {
+            let (mac, source) = (Mac([0x52, 0x54, 0, 0, 0, last]), [10, 0, 0, 11].into());
+            let (node, image) = ("infra1".to_string(), Digest([1; 32]));
+            let disk = Disk { name: text.clone(), serial: None, wwn: Some(text.clone()), size: now };
+            let command = match kind {
+                0 => Command::Saw { mac, uuid: None, firmware: text },
+                1 => Command::Phase {
+                    report: PhaseReport { mac, uuid: None, boot_id, image, phase: Phase::Fetch, detail: text },
+                },
+                2 => Command::Boot(Box::new(decide::Boot {
+                    request: BootRequest { mac, uuid: None, boot_id, image, version: text.clone(), disks: vec![disk] },
+                    source,
+                    leased: None,
+                    authoritative: true,
+                    credential: text,
+                })),
+                3 => Command::Disk {
+                    request: DiskRequest { node, boot_id, credential: Some(text.clone()), disk, found: text },
+                    source,
+                },
+                4 => Command::Register {
+                    request: Box::new(RegisterRequest {
+                        node, mac, boot_id, image, version: text.clone(), credential: Some(text.clone()),
+                        key: text.clone(), signature: text.clone(), csr: text,
+                    }),
+                    source,
+                    issued: None,
+                },
+                _ => Command::Report {
+                    fingerprint: Digest([last; 32]),
+                    report: Report { phase: Phase::Ready, detail: text, systems: vec![], leaving: false },
+                },
+            };
+            let caused = match decide(&state, &live, &command, now) {
+                Ok(events) => events,
+                Err(refusal) => refusal.events,
+            };
+            for event in &caused {
+                state.apply(event);
+                // What is stored can be read again, and steers no terminal.
+                let text = serde_json::to_string(event).unwrap();
+                prop_assert_eq!(&serde_json::from_str::<Event>(&text).unwrap(), event);
+                prop_assert!(!timeline::line(event).chars().any(char::is_control));
+            }
+        }
+        prop_assert_eq!(state.node("infra1").generation, 0);
+    }
+}
