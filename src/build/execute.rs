@@ -292,7 +292,9 @@ pub fn lint_image(store: &Store, id: &ImageId, cache: &Path) -> Result<Vec<Findi
         users: None,
         kiln_node: &read(whole.path(), role::NODE_FILE).unwrap_or_default(),
     });
-    findings.extend(config.warnings.iter().map(|w| Finding { check: "baked", message: w.clone(), fatal: false }));
+    // Said at bake time; their text begins with the check's name already.
+    let said = config.warnings.iter().filter_map(|w| w.strip_prefix("firmware: "));
+    findings.extend(said.map(|w| Finding { check: "firmware", message: w.to_string(), fatal: false }));
     Ok(findings)
 }
 

@@ -7,6 +7,8 @@ mod transfer;
 use super::exit::{self, Exit};
 use super::operator::SocketArg;
 use super::{output, places};
+use crate::build::lint::Finding;
+use crate::build::{chroot, execute};
 use crate::image::id::ImageId;
 use crate::image::reference::{Name, Reference};
 use crate::image::store::Store;
@@ -47,6 +49,13 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Check an image's tree for identity, secrets and the like (as root); exit status 4 when a check does not hold
+    Lint {
+        image: String,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
     /// Give an image a further name, taking it from the image that has it
     Tag {
         image: String,
@@ -82,6 +91,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Verb::Ls { json } => show::list(&store()?.list()?, json),
         Verb::Show { image, json } => show::one(&store()?, &image, json),
         Verb::Verify { image, json } => verify(&store()?, &image, json),
+        Verb::Lint { image, json } => lint(&store()?, &image, json),
         Verb::Tag { image, tag } => {
             let store = store()?;
             let id = resolve(&store, &image)?;
@@ -119,5 +129,24 @@ fn verify(store: &Store, image: &str, json: bool) -> Result<()> {
     match problems.is_empty() {
         true => Ok(()),
         false => Err(exit::error(Exit::Check, format!("image {id} does not hold:\n{}", problems.join("\n")))),
+    }
+}
+
+fn lint(store: &Store, image: &str, json: bool) -> Result<()> {
+    let id = resolve(store, image)?;
+    chroot::isolate()?;
+    let findings = execute::lint_image(store, &id, &places::cache())?;
+    let (faults, warnings): (Vec<_>, Vec<_>) = findings.iter().partition(|f| f.fatal);
+    let lines = |findings: &[&Finding]| findings.iter().map(|f| f.to_string()).collect::<Vec<_>>();
+    if json {
+        output::json(&serde_json::json!({ "id": id, "faults": lines(&faults), "warnings": lines(&warnings) }))?;
+    } else {
+        let warnings: String = lines(&warnings).iter().map(|w| format!("warning: {w}\n")).collect();
+        let summary = if faults.is_empty() { format!("{id} holds: every check\n") } else { String::new() };
+        output::text(&(warnings + &summary))?;
+    }
+    match faults.is_empty() {
+        true => Ok(()),
+        false => Err(exit::error(Exit::Check, format!("image {id} has faults:\n{}", lines(&faults).join("\n")))),
     }
 }

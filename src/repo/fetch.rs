@@ -59,25 +59,27 @@ pub fn fetch(
                 })
                 .collect();
             apt.download(files.iter().map(|(uri, to, p)| (uri.as_str(), to.as_path(), p.sha256.as_str())))?;
-            let taken = |(_, file, p): &&(String, PathBuf, &LockedPackage)| take(file, p, cache);
-            for one in &files {
-                if let Err(error) = taken(&one) {
-                    refused.push(format!("{error:#}"));
-                }
-            }
+            refused
+                .extend(files.iter().filter_map(|(_, file, p)| take(file, p, cache).err()).map(|e| format!("{e:#}")));
         }
     }
     let still = missing(packages, cache);
     if still.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = still.iter().map(|p| format!("{} {}", p.name, p.version)).collect();
+    /// More are only counted.
+    const NAMES_SHOWN: usize = 10;
+    let mut names: Vec<String> = still.iter().take(NAMES_SHOWN).map(|p| format!("{} {}", p.name, p.version)).collect();
+    if still.len() > NAMES_SHOWN {
+        names.push(format!("{} more", still.len() - NAMES_SHOWN));
+    }
+    refused.truncate(NAMES_SHOWN);
     anyhow::bail!(
         "{} locked package(s) can be had neither from the cache nor from a mirror: {}; \
          `kiln lock --update` locks what the repositories carry now{}",
-        names.len(),
+        still.len(),
         names.join(", "),
-        if refused.is_empty() { String::new() } else { format!("\n{}", refused.join("\n")) }
+        refused.iter().map(|r| format!("\n{r}")).collect::<String>()
     )
 }
 
