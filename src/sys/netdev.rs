@@ -68,6 +68,17 @@ impl Interfaces {
         self.ioctl(libc::SIOCSIFFLAGS, &mut request).with_context(|| format!("setting {name} up"))
     }
 
+    /// The hardware address.
+    pub fn mac(&self, name: &str) -> Result<[u8; 6]> {
+        let mut request = request(name)?;
+        self.ioctl(libc::SIOCGIFHWADDR, &mut request).with_context(|| format!("reading the MAC of {name}"))?;
+        // SAFETY: SIOCGIFHWADDR fills this member of the union.
+        let bytes = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
+        let mut mac = [0u8; 6];
+        mac.iter_mut().zip(bytes).for_each(|(to, from)| *to = from as u8);
+        Ok(mac)
+    }
+
     /// Sets the interface's one address and its netmask.
     pub fn set_address(&self, name: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
         let set = |code, value: Ipv4Addr| {
