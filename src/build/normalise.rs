@@ -9,6 +9,8 @@ pub enum Fate {
     Drop,
     /// The folder stays, what is in it goes.
     Empty,
+    /// Folders stay, at every depth: a service that runs as its own user cannot make its own.
+    Folders,
 }
 
 /// Files and folders that never enter a layer.
@@ -55,7 +57,6 @@ const EMPTIED: &[&str] = &[
     "sys",
     "tmp",
     "var/tmp",
-    "var/log",
     "var/lib/apt/lists",
     "var/cache/apt",
     "var/cache/man",
@@ -70,6 +71,9 @@ const EMPTIED: &[&str] = &[
 pub fn fate(path: &str) -> Fate {
     if EMPTIED.contains(&path) {
         return Fate::Empty;
+    }
+    if path == "var/log" || path.starts_with("var/log/") {
+        return Fate::Folders;
     }
     if DROPPED.contains(&path) || is_backup(path) || is_host_key(path) || is_enablement(path) || is_initrd(path) {
         return Fate::Drop;
@@ -142,7 +146,8 @@ mod tests {
             ("etc/ssh/ssh_host_ed25519_key.pub", Fate::Drop),
             ("etc/ssh/ssh_config", Fate::Keep),
             ("etc/machine-id", Fate::Drop),
-            ("var/log", Fate::Empty),
+            ("var/log", Fate::Folders),
+            ("var/log/rabbitmq", Fate::Folders),
             ("var/lib/mysql", Fate::Empty),
             ("var/lib/dpkg/status", Fate::Keep),
             ("var/lib/dpkg/status-old", Fate::Drop),

@@ -7,7 +7,7 @@ use crate::recipe::{Compression, CompressionKind};
 use std::fmt;
 
 /// Raised whenever the way from packages to a layer's bytes changes.
-pub const STAGE_FORMAT: u32 = 1;
+pub const STAGE_FORMAT: u32 = 2;
 /// Raised whenever the way from a tree to an initramfs's bytes changes.
 pub const INITRAMFS_FORMAT: u32 = 1;
 

@@ -112,7 +112,7 @@ impl Walk<'_> {
         let file = self.root.join(&path);
         let meta = fs::symlink_metadata(&file).with_context(|| format!("looking at {}", file.display()))?;
         let kind = meta.file_type();
-        if kind.is_socket() {
+        if kind.is_socket() || (fate == Fate::Folders && !kind.is_dir()) {
             return Ok(());
         }
         let device = (nix::sys::stat::major(meta.rdev()) as u32, nix::sys::stat::minor(meta.rdev()) as u32);
@@ -130,7 +130,7 @@ impl Walk<'_> {
         } else {
             self.file(&path, file.clone(), &meta)?
         };
-        let recurse = body == Body::Dir && fate == Fate::Keep;
+        let recurse = body == Body::Dir && fate != Fate::Empty;
         self.items.push(Item {
             mode: meta.mode() & 0o7777,
             uid: meta.uid(),
@@ -456,6 +456,7 @@ mod tests {
             "usr/bin/b",
             "var",
             "var/log",
+            "var/log/x",
         ];
         assert_eq!(paths, want);
         assert!(items.iter().all(|i| i.mtime == EPOCH));
