@@ -13,7 +13,7 @@ use std::path::PathBuf;
 #[derive(clap::Args, Clone, Debug)]
 pub struct SocketArg {
     /// The server's socket [default: KILN_SOCKET, else /run/kiln/kiln.sock]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     socket: Option<PathBuf>,
 }
 
