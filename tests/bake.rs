@@ -1,0 +1,182 @@
+//! Bakes of real packages: the same id wherever and whenever, nothing left by a killed build,
+//! nothing baked that is not locked. Dear: run by `scripts/test` (KILN_TEST_LEVEL=full, root,
+//! target/release built); quick runs only say so.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+/// Whether dear tests were asked for.
+fn full(test: &str) -> bool {
+    let full = std::env::var("KILN_TEST_LEVEL").as_deref() == Ok("full");
+    if !full {
+        eprintln!("{test}: not run, it bakes real packages: scripts/test runs it");
+    }
+    full
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A folder with recipes, overlays, cache and store of its own.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    /// `packages`: start with what the user's cache has of those, so that mirrors are not asked again.
+    fn new(packages: bool) -> Place {
+        let place = Place { dir: tempfile::tempdir().expect("a temporary folder") };
+        for folder in ["recipes", "overlays"] {
+            succeed(Command::new("cp").arg("-r").arg(root().join(folder)).arg(place.path("")));
+        }
+        std::fs::create_dir(place.path("cache")).expect("the cache");
+        if packages {
+            succeed(Command::new("cp").arg("-r").arg(cache().join("packages")).arg(place.path("cache")));
+        }
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `kiln` in this place, run through `wrapper` (such as `taskset`, `-c`, `0`).
+    fn kiln(&self, wrapper: &[&str], args: &[&str]) -> Command {
+        let kiln = root().join("target/release/kiln");
+        let mut command = match wrapper.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(kiln);
+                command
+            }
+            None => Command::new(kiln),
+        };
+        command.args(args).current_dir(self.dir.path()).env("KILN_CACHE", self.path("cache"));
+        command.env("KILN_STORE", self.path("store")).env("KILN_KEY", self.path("builder.key"));
+        command
+    }
+
+    fn build(&self, wrapper: &[&str]) -> Output {
+        self.kiln(wrapper, &["build", "zed/test"]).output().expect("running kiln build")
+    }
+
+    fn images(&self) -> String {
+        succeed(&mut self.kiln(&[], &["image", "ls", "--json"]))
+    }
+
+    /// Mounts and loop devices that name this place.
+    fn leftovers(&self) -> Vec<String> {
+        let name = self.dir.path().to_string_lossy().into_owned();
+        let mounts = std::fs::read_to_string("/proc/mounts").expect("reading mounts");
+        let loops = succeed(Command::new("losetup").arg("--all"));
+        mounts.lines().chain(loops.lines()).filter(|l| l.contains(&name)).map(str::to_string).collect()
+    }
+}
+
+fn cache() -> PathBuf {
+    let set = std::env::var_os("KILN_CACHE").map(PathBuf::from);
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/kiln");
+    set.unwrap_or_else(home)
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, text(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The lock that everything here bakes from, and its packages in the user's cache.
+fn locked() {
+    let kiln = || {
+        let mut command = Command::new(root().join("target/release/kiln"));
+        command.current_dir(root());
+        command
+    };
+    if !root().join("recipes/zed/test.lock").exists() {
+        succeed(kiln().args(["lock", "zed/test"]));
+    }
+    succeed(kiln().args(["build", "zed/test"]));
+}
+
+fn id(output: &Output) -> String {
+    let text = text(output);
+    assert!(output.status.success(), "{text}");
+    let at = text.find("sha256:").unwrap_or_else(|| panic!("no id in: {text}"));
+    text[at..at + 71].to_string()
+}
+
+#[test]
+fn the_same_inputs_give_the_same_id_anywhere_at_any_time() {
+    if !full("same id") {
+        return;
+    }
+    locked();
+    let (here, there) = (Place::new(true), Place::new(true));
+    succeed(&mut here.kiln(&[], &["key", "new", "builder.key"]));
+    std::fs::copy(here.path("builder.key"), there.path("builder.key")).expect("the same builder");
+    let one = id(&here.build(&["sh", "-c", "umask 022; exec \"$@\"", "sh"]));
+    let other = "umask 077; hostname elsewhere; exec taskset -c 0 faketime '+400 days' \"$@\"";
+    let two = id(&there.build(&["unshare", "--uts", "sh", "-c", other, "sh"]));
+    assert_eq!(one, two);
+}
+
+#[test]
+fn a_killed_build_leaves_no_image_and_no_mount() {
+    if !full("killed build") {
+        return;
+    }
+    locked();
+    let place = Place::new(true);
+    let seed = std::env::var("KILN_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(std::process::id);
+    println!("replay with KILN_SEED={seed}");
+    let mut random = u64::from(seed);
+    for _ in 0..5 {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let mut command = place.kiln(&[], &["build", "zed/test"]);
+        let mut child = command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting");
+        std::thread::sleep(Duration::from_millis((random >> 33) % 20_000));
+        child.kill().expect("killing");
+        child.wait().expect("waiting");
+        // What the killed process held is let go when its children are gone.
+        std::thread::sleep(Duration::from_millis(1000));
+        assert_eq!(place.leftovers(), Vec::<String>::new());
+        let images = place.images();
+        assert!(!images.contains("zed/test") || images.contains("sha256:"), "half an image: {images}");
+    }
+    id(&place.build(&[]));
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_not_locked_is_not_baked() {
+    if !full("fails closed") {
+        return;
+    }
+    locked();
+    let place = Place::new(false);
+    let lock = place.path("recipes/zed/test.lock");
+    let good = std::fs::read_to_string(&lock).expect("the lock");
+    let first = good.find("sha256 = \"").expect("a digest") + 10;
+    let wrong_digest = format!("{}{}{}", &good[..first], "0".repeat(64), &good[first + 64..]);
+    for (what, bytes, status, says) in [
+        ("no lock", None, 2, "kiln lock"),
+        ("another request", Some(good.replacen("request = \"", "request = \"0", 1)), 2, "lock"),
+        ("a digest that no mirror has", Some(wrong_digest), 1, "--update"),
+    ] {
+        match bytes {
+            Some(bytes) => std::fs::write(&lock, bytes).expect("writing the lock"),
+            None => std::fs::remove_file(&lock).expect("removing the lock"),
+        }
+        let output = place.build(&[]);
+        assert_eq!(output.status.code(), Some(status), "{what}: {}", text(&output));
+        assert!(text(&output).contains(says), "{what}: {}", text(&output));
+        assert!(!place.images().contains("zed/test"), "{what}");
+    }
+}
