@@ -152,6 +152,7 @@ fn log(system: &str, name: &str, output: &command::Output) {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Unit {
     active: String,
+    sub: String,
     result: String,
     kind: String,
     queued: bool,
@@ -164,6 +165,7 @@ impl Unit {
         for (key, value) in text.lines().filter_map(|l| l.split_once('=')) {
             match key {
                 "ActiveState" => unit.active = value.into(),
+                "SubState" => unit.sub = value.into(),
                 "Result" => unit.result = value.into(),
                 "Type" => unit.kind = value.into(),
                 "Job" => unit.queued = !value.is_empty() && value != "0",
@@ -178,11 +180,20 @@ impl Unit {
         let oneshot_done = self.kind == "oneshot" && self.active == "inactive" && self.result == "success";
         matches!(self.active.as_str(), "active" | "reloading") || (oneshot_done && !self.queued)
     }
+
+    /// It failed and systemd pauses before it starts it again: "activating" would hide that.
+    fn fell(&self) -> bool {
+        self.sub == "auto-restart"
+    }
+
+    fn fallen(&self, name: &str) -> String {
+        format!("{name} failed ({}), systemd starts it again; see journalctl -u {name}", self.result)
+    }
 }
 
 fn show(name: &str) -> Result<Unit> {
     let mut line = Command::new("systemctl");
-    line.args(["show", "-p", "ActiveState,Result,Type,Job", "--", name]);
+    line.args(["show", "-p", "ActiveState,SubState,Result,Type,Job", "--", name]);
     let output =
         command::run_ok(&mut line, b"", SYSTEMCTL_TIMEOUT).with_context(|| format!("asking for unit {name}"))?;
     Ok(Unit::parse(&output.text()))
@@ -219,6 +230,9 @@ fn try_start(name: &str) -> Result<Outcome> {
             let next = format!("journalctl -u {name}");
             return Ok(Outcome::Failed(format!("{name} is {} ({}); see {next}", unit.active, unit.result)));
         }
+        if unit.fell() {
+            return Ok(Outcome::Later(unit.fallen(name)));
+        }
         if Instant::now() > deadline {
             return Ok(Outcome::Later(format!("{name} is still {}", unit.active)));
         }
@@ -229,6 +243,7 @@ fn try_start(name: &str) -> Result<Outcome> {
 fn look(name: &str) -> Outcome {
     match show(name) {
         Ok(unit) if unit.is_up() => done("active"),
+        Ok(unit) if unit.fell() => Outcome::Later(unit.fallen(name)),
         Ok(unit) if unit.queued || unit.active == "activating" => Outcome::Later(format!("{name} is {}", unit.active)),
         Ok(unit) => Outcome::Down(format!("{name} is {} ({})", unit.active, unit.result)),
         Err(e) => Outcome::Failed(one_line(&format!("{e:#}"))),
@@ -315,5 +330,13 @@ mod tests {
             let unit = Unit::parse(text);
             assert_eq!((unit.is_up(), unit.queued), (up, queued), "{text}");
         }
+    }
+
+    #[test]
+    fn a_unit_that_fell_is_not_called_starting() {
+        let unit = Unit::parse("Result=exit-code\nActiveState=activating\nSubState=auto-restart\n");
+        assert!(unit.fell() && !unit.is_up());
+        assert!(unit.fallen("x.service").contains("x.service failed (exit-code)"));
+        assert!(!Unit::parse("Result=success\nActiveState=activating\nSubState=start\n").fell());
     }
 }
