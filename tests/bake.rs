@@ -2,23 +2,13 @@
 //! nothing baked that is not locked. Dear: run by `scripts/test` (KILN_TEST_LEVEL=full, root,
 //! target/release built); quick runs only say so.
 
+mod dear;
+
+use dear::{full, root, succeed, text};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
-
-/// Whether dear tests were asked for.
-fn full(test: &str) -> bool {
-    let full = std::env::var("KILN_TEST_LEVEL").as_deref() == Ok("full");
-    if !full {
-        eprintln!("{test}: not run, it bakes real packages: scripts/test runs it");
-    }
-    full
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 /// A folder with recipes, overlays, cache and store of its own.
 struct Place {
@@ -82,29 +72,6 @@ fn cache() -> PathBuf {
     set.unwrap_or_else(home)
 }
 
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn succeed(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, text(&output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// The lock that everything here bakes from, and its packages in the user's cache.
-fn locked() {
-    let kiln = || {
-        let mut command = Command::new(root().join("target/release/kiln"));
-        command.current_dir(root());
-        command
-    };
-    if !root().join("recipes/zed/test.lock").exists() {
-        succeed(kiln().args(["lock", "zed/test"]));
-    }
-    succeed(kiln().args(["build", "zed/test"]));
-}
-
 fn id(output: &Output) -> String {
     let text = text(output);
     assert!(output.status.success(), "{text}");
@@ -117,7 +84,7 @@ fn the_same_inputs_give_the_same_id_anywhere_at_any_time() {
     if !full("same id") {
         return;
     }
-    locked();
+    dear::bake("zed/test");
     let (here, there) = (Place::new(true), Place::new(true));
     succeed(&mut here.kiln(&[], &["key", "new", "builder.key"]));
     std::fs::copy(here.path("builder.key"), there.path("builder.key")).expect("the same builder");
@@ -132,7 +99,7 @@ fn a_killed_build_leaves_no_image_and_no_mount() {
     if !full("killed build") {
         return;
     }
-    locked();
+    dear::bake("zed/test");
     let place = Place::new(true);
     let seed = std::env::var("KILN_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(std::process::id);
     println!("replay with KILN_SEED={seed}");
@@ -159,7 +126,7 @@ fn what_is_not_locked_is_not_baked() {
     if !full("fails closed") {
         return;
     }
-    locked();
+    dear::bake("zed/test");
     let place = Place::new(false);
     let lock = place.path("recipes/zed/test.lock");
     let good = std::fs::read_to_string(&lock).expect("the lock");

@@ -1,48 +1,19 @@
 //! Virtual machines with real firmware, from DHCP to *ready*. Dear: run by `scripts/test`
 //! (KILN_TEST_LEVEL=full, root, target/release built); quick runs only say so.
 
-use std::path::{Path, PathBuf};
+mod dear;
+
+use dear::{full, kiln, root, succeed};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
-
-/// Whether dear tests were asked for.
-fn full(test: &str) -> bool {
-    let full = std::env::var("KILN_TEST_LEVEL").as_deref() == Ok("full");
-    if !full {
-        eprintln!("{test}: not run, it needs virtual machines: scripts/test runs it");
-    }
-    full
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn kiln() -> Command {
-    let mut command = Command::new(root().join("target/release/kiln"));
-    command.current_dir(root());
-    command
-}
-
-/// Runs to the end; a failure shows everything that was printed.
-fn succeed(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{text}", output.status);
-    text
-}
 
 /// Locks and bakes a role once a run (from the cache where it can).
 fn baked(role: &'static str) -> &'static str {
     static TEST: OnceLock<()> = OnceLock::new();
     static INFRA: OnceLock<()> = OnceLock::new();
     let once = if role == "zed/test" { &TEST } else { &INFRA };
-    once.get_or_init(|| {
-        if !root().join(format!("recipes/{role}.lock")).exists() {
-            succeed(kiln().args(["lock", role]));
-        }
-        succeed(kiln().args(["build", role]));
-    });
+    once.get_or_init(|| dear::bake(role));
     role
 }
 

@@ -29,10 +29,7 @@ impl Digest {
     }
 }
 
-/// Lower-case hex of any bytes.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
+pub use crate::recipe::lock::hex;
 
 impl FromStr for Digest {
     type Err = String;

@@ -100,11 +100,17 @@ pub fn request_text(recipe: &Recipe) -> String {
 
 /// sha256 (hex) of [`request_text`].
 pub fn request(recipe: &Recipe) -> String {
-    hex(request_text(recipe).as_bytes())
+    hex_digest(request_text(recipe).as_bytes())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+/// sha256 of bytes in hex.
+pub fn hex_digest(bytes: &[u8]) -> String {
+    hex(&sha2::Sha256::digest(bytes))
+}
+
+/// Lower-case hex of any bytes.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 impl Lock {
@@ -145,7 +151,7 @@ impl Lock {
 
     /// sha256 (hex) of [`Lock::to_text`]: stands in the image's config.
     pub fn digest(&self) -> String {
-        hex(self.to_text().as_bytes())
+        hex_digest(self.to_text().as_bytes())
     }
 
     /// Puts repositories and packages into the order that a lock has for this recipe.

@@ -185,7 +185,7 @@ pub fn sources_of(recipe: &Recipe, mirrors: &BTreeMap<String, String>) -> Result
 /// An apt for these sources, its folders in the cache.
 pub fn open(cache: &Path, sources: &[Source]) -> Result<Apt> {
     let text = sources::render(sources);
-    Apt::open(&cache.join("apt").join(&crate::repo::hex_digest(text.as_bytes())[..16]), &text)
+    Apt::open(&cache.join("apt").join(&crate::recipe::lock::hex_digest(text.as_bytes())[..16]), &text)
 }
 
 /// Every enabled entry of the host's own apt sources.

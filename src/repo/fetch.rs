@@ -2,8 +2,8 @@
 //! Nothing enters it without having the digest that the lock states.
 
 use super::apt::Apt;
-use super::hex;
 use crate::recipe::lock::LockedPackage;
+use crate::recipe::lock::hex;
 use crate::sys::files;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;

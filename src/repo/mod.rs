@@ -9,14 +9,3 @@ pub mod packages;
 pub mod release;
 pub mod sources;
 pub mod verify;
-
-/// sha256 of bytes in hex.
-pub(crate) fn hex_digest(bytes: &[u8]) -> String {
-    use sha2::Digest as _;
-    hex(&sha2::Sha256::digest(bytes))
-}
-
-/// Lower-case hex (`image` comes after `repo`, so its twin cannot be used here).
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}

@@ -37,7 +37,7 @@ pub fn release(stem: &str, keyrings: Option<&[PathBuf]>, scratch: &Path) -> Resu
     let text = String::from_utf8(text).with_context(|| format!("reading {} as text", file.display()))?;
     let release =
         release::parse(&text).map_err(anyhow::Error::msg).with_context(|| format!("reading {}", file.display()))?;
-    Ok(Verified { release, digest: crate::repo::hex_digest(&bytes) })
+    Ok(Verified { release, digest: crate::recipe::lock::hex_digest(&bytes) })
 }
 
 /// The text that a good signature covers.
@@ -96,7 +96,7 @@ pub fn index(file: &Path, path: &str, release: &Release) -> Result<String> {
     let (digest, size) =
         release.sha256.get(path).with_context(|| format!("finding {path} among the release file's SHA256 digests"))?;
     let bytes = files::read_bounded(file, INDEX_MAX_BYTES)?;
-    let found = crate::repo::hex_digest(&bytes);
+    let found = crate::recipe::lock::hex_digest(&bytes);
     if found != *digest || bytes.len() as u64 != *size {
         bail!("index {} has sha256 {found}, the signed release file says {digest}", file.display());
     }

@@ -86,17 +86,6 @@ pub fn send_segments(socket: &UdpSocket, packets: &[u8], segment: u16) -> io::Re
     Ok(())
 }
 
-/// The first IPv4 address of an interface, with its prefix.
-pub fn address_of(interface: &str) -> Result<(Ipv4Addr, u8)> {
-    let addresses = nix::ifaddrs::getifaddrs().context("listing interfaces")?;
-    let v4 =
-        |storage: Option<nix::sys::socket::SockaddrStorage>| storage.and_then(|s| s.as_sockaddr_in().map(|a| a.ip()));
-    addresses
-        .filter(|entry| entry.interface_name == interface)
-        .find_map(|entry| Some((v4(entry.address)?, u32::from(v4(entry.netmask)?).count_ones() as u8)))
-        .with_context(|| format!("interface {interface} has no IPv4 address: give it one, then start again"))
-}
-
 /// Lets the kernel send to `address` on `interface` at `mac` without asking by ARP: a client that
 /// is just being given its address does not answer yet.
 pub fn set_neighbour(socket: &UdpSocket, interface: &str, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> {

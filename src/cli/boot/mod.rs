@@ -10,6 +10,7 @@ use crate::cli::{exit, places};
 use crate::image::id::Digest;
 use crate::image::store::Store;
 use crate::ledger::message::Phase;
+use crate::site::Uuid;
 use anyhow::{Context, Result};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -246,16 +247,17 @@ fn machines(args: &Args, plan: &site::Plan, dir: &Path, memory_min: u64) -> Resu
             disks,
             console,
             variables: dir.join(format!("vars{}.fd", i + 1)),
-            uuid: Digest::of(site::mac(i).as_bytes()).0[..16].iter().enumerate().fold(
-                String::new(),
-                |text, (n, byte)| {
-                    let dash = if matches!(n, 4 | 6 | 8 | 10) { "-" } else { "" };
-                    format!("{text}{dash}{byte:02x}")
-                },
-            ),
+            uuid: uuid(&site::mac(i)),
         });
     }
     Ok(machines)
+}
+
+/// The same machine has the same UUID in every call.
+fn uuid(mac: &str) -> String {
+    let mut uuid = Uuid([0; 16]);
+    uuid.0.copy_from_slice(&Digest::of(mac.as_bytes()).0[..16]);
+    uuid.to_string()
 }
 
 fn still_running(running: &mut [Killed], machines: &[qemu::Machine]) -> Result<()> {

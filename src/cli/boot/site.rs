@@ -86,15 +86,9 @@ fn text(plan: &Plan, ssh_key: &str) -> String {
     site
 }
 
-/// Parses `8GiB`, `512MiB` or plain bytes.
+/// A size as site files write it.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let bad = || format!("{text:?} is not a size such as 8GiB");
-    let (number, factor) = match (text.strip_suffix("GiB"), text.strip_suffix("MiB")) {
-        (Some(n), _) => (n, 1 << 30),
-        (_, Some(n)) => (n, 1 << 20),
-        _ => (text, 1),
-    };
-    number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).filter(|n| *n > 0).ok_or_else(bad)
+    crate::site::file::bytes(text).ok_or_else(|| format!("{text:?} is not a size such as 8GiB"))
 }
 
 #[cfg(test)]
