@@ -101,6 +101,7 @@ fn store_image(path: &Path, kernel: &[u8], tag: &str) -> ImageId {
         systems: vec![],
         secrets: vec!["galera.sst".into()],
         controller: false,
+        clustered: vec![],
         epoch: 1,
         lock: String::new(),
         squashfs_tools: String::new(),
@@ -334,6 +335,7 @@ impl Node {
             key: sign::public_text(&self.key.verifying_key()),
             signature: BASE64.encode(self.key.sign(&statement).to_bytes()),
             csr,
+            last_generation: 0,
         };
         server.say("/v1/register", &request, None)
     }
@@ -344,7 +346,7 @@ impl Node {
 }
 
 fn report(phase: Phase) -> Report {
-    Report { phase, detail: String::new(), systems: vec![], leaving: false }
+    Report { phase, detail: String::new(), systems: vec![], leaving: false, seq: 0, running: vec![] }
 }
 
 #[test]
