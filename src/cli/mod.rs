@@ -2,6 +2,7 @@
 
 pub mod boot;
 pub mod build;
+pub mod cluster;
 pub mod events;
 pub mod exit;
 pub mod explain;
@@ -40,6 +41,7 @@ pub enum Verb {
     Serve(serve::Arguments),
     Site(site::Arguments),
     Node(node::Arguments),
+    Cluster(cluster::Arguments),
     Explain(explain::Arguments),
     Events(events::Arguments),
     Build(build::Arguments),
@@ -56,6 +58,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Serve(arguments) => serve::run(arguments),
         Verb::Site(arguments) => site::run(arguments),
         Verb::Node(arguments) => node::run(arguments),
+        Verb::Cluster(arguments) => cluster::run(arguments),
         Verb::Explain(arguments) => explain::run(arguments),
         Verb::Events(arguments) => events::run(arguments),
         Verb::Build(arguments) => build::run(&arguments),

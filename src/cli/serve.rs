@@ -12,7 +12,9 @@ use super::{places, secrets};
 use crate::image::store::Store;
 use crate::ledger::decide::Command;
 use crate::ledger::event::UsedImage;
+use crate::ledger::log::Log;
 use crate::ledger::sqlite::{self, Reader, Sqlite};
+use crate::ledger::witness::Witness;
 use crate::ledger::writer::{Ledger, SubmitError};
 use crate::pxe::admin::message::Request;
 use crate::pxe::admin::server::{self as admin, Admin};
@@ -138,12 +140,22 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runt
     let state = places::state(arguments.state.clone());
     std::fs::create_dir_all(&state).with_context(|| format!("creating folder {}", state.display()))?;
     let _lock = lock(&state)?;
+    let known = keys::exist(&state);
     let keys = keys::load(&state)?;
     let store = Arc::new(Store::open(&places::store(arguments.store.clone()))?);
     let secrets_file = secrets_file(&arguments);
     let secrets: Secrets = Arc::new(RwLock::new(read_secrets(secrets_file.as_deref())?));
     let database = state.join("ledger.sqlite");
-    let (ledger, writer) = Ledger::start(Sqlite::open(&database)?)?;
+    let mut log = Sqlite::open(&database)?;
+    let runtime = places::socket(arguments.socket.clone());
+    let witness = Witness::new(runtime.parent().unwrap_or(Path::new("/run")), &state.canonicalize()?);
+    let doubt = witness.doubt(log.head()?, known, |rev| Ok(log.read_after(rev - 1, 1)?.pop()))?;
+    log.witnessed_by(witness);
+    let (ledger, writer) = Ledger::start(log)?;
+    if let Some(doubt) = &doubt {
+        eprintln!("note: {doubt}; what depends on it waits until every node has spoken, or kiln cluster adopt");
+    }
+    ledger.submit(Command::Start { doubt }).await.map_err(refused)?;
     first_site(&ledger, &store, &secrets, &site, &arguments.site).await?;
     let in_use = Arc::new(images::InUse::new(&state));
     in_use.write(ledger.snapshot().state.images_in_use())?;
@@ -322,6 +334,10 @@ fn translate(store: &Store, order: Request, ledger: &Ledger) -> Result<Command, 
         Request::Approve { machine, node } => Command::Approve { machine, node },
         Request::Hold { node, reason } => Command::Hold { node, reason },
         Request::Unhold { node } => Command::Unhold { node },
+        Request::Fence { node } => Command::Fence { node },
+        Request::Form => Command::Form,
+        Request::Adopt => Command::Adopt,
+        Request::Recover { system, from, accept_loss } => Command::Recover { system, from, accept_loss },
     })
 }
 

@@ -3,6 +3,7 @@
 
 use super::event::{Event, Recorded, VERSION};
 use super::log::{AppendError, Log, Wake};
+use super::witness::Witness;
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::net::Ipv4Addr;
@@ -26,6 +27,7 @@ CREATE TABLE IF NOT EXISTS lease(
 pub struct Sqlite {
     connection: Connection,
     wakes: Vec<Wake>,
+    witness: Option<Witness>,
 }
 
 /// Opens a connection with our durability, making the file if needed.
@@ -54,7 +56,17 @@ impl Sqlite {
         if newest.unwrap_or(0) > i64::from(VERSION) {
             bail!("ledger {} has events of a newer kiln: use that one", path.display());
         }
-        Ok(Sqlite { connection, wakes: Vec::new() })
+        Ok(Sqlite { connection, wakes: Vec::new(), witness: None })
+    }
+
+    /// From now on the last event is noted there, before anyone is answered for it.
+    pub fn witnessed_by(&mut self, witness: Witness) {
+        self.witness = Some(witness);
+    }
+
+    /// The last revision; 0: an empty ledger.
+    pub fn head(&self) -> Result<u64> {
+        head(&self.connection).context("reading the ledger's head")
     }
 }
 
@@ -71,7 +83,7 @@ impl Log for Sqlite {
         if found != expected {
             return Err(AppendError::Moved(found));
         }
-        let mut rev = expected;
+        let (mut rev, mut last) = (expected, String::new());
         {
             let mut insert = transaction
                 .prepare_cached("INSERT INTO event(rev, at_ms, v, subject, body) VALUES (?1, ?2, ?3, ?4, ?5)")
@@ -80,9 +92,15 @@ impl Log for Sqlite {
                 rev += 1;
                 let body = serde_json::to_string(event).map_err(|e| AppendError::Failed(e.into()))?;
                 insert.execute(params![rev as i64, at_ms as i64, VERSION, event.subject(), body]).map_err(failed)?;
+                last = body;
             }
         }
         transaction.commit().map_err(failed)?;
+        if let Some(witness) = self.witness.as_ref().filter(|_| rev > expected)
+            && let Err(error) = witness.note(rev, &last)
+        {
+            tracing::warn!("{error:#}");
+        }
         self.wakes.iter().for_each(|wake| wake(rev));
         Ok(rev)
     }

@@ -18,6 +18,11 @@ pub struct Keys {
     pub credential: [u8; 32],
 }
 
+/// Whether this state folder has served before.
+pub fn exist(state: &Path) -> bool {
+    state.join("ca.key").exists()
+}
+
 /// Reads the keys below `state`, making those that are missing.
 pub fn load(state: &Path) -> Result<Keys> {
     let pem = |name: &str| text(&state.join(name), || new_key().map_err(anyhow::Error::msg));
