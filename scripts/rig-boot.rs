@@ -226,6 +226,7 @@ impl Boot {
             saved.go.credential = None; // of one boot
             files::write_atomic(&target.join("kiln/handover.json"), &serde_json::to_vec(&saved)?, 0o600)?;
         }
+        without_clock(&root)?;
         let run = self.machine.dir.join("run");
         mount::memory(&run, 64 << 20, 0o755)?;
         files::write_atomic(&run.join("boot.json"), &serde_json::to_vec(&handover)?, 0o600)?;
@@ -403,6 +404,15 @@ fn pinned(cmdline: &Cmdline) -> Result<Client> {
 
 fn tool(program: &str, options: &[&str], paths: &[&Path]) -> Result<()> {
     command::run_ok(Command::new(program).args(options).args(paths), b"", TOOL_TIMEOUT).map(|_| ())
+}
+
+/// chrony runs, and leaves the clock alone: its unit asks for a capability that no container is given.
+fn without_clock(root: &Path) -> Result<()> {
+    const UNIT: &str =
+        "[Unit]\nConditionCapability=\n[Service]\nExecStart=\nExecStart=!/usr/sbin/chronyd $DAEMON_OPTS -x\n";
+    let dir = state::inside(root, Path::new("/etc/systemd/system/chrony.service.d"))?;
+    fs::create_dir_all(&dir)?;
+    files::write_atomic(&dir.join("rig.conf"), UNIT.as_bytes(), 0o644)
 }
 
 /// systemd in the role's root. `SYS_TIME` is not given: there is one clock, the host's.
