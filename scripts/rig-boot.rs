@@ -3,8 +3,8 @@
 //! together as kiln-node in the initramfs does, and becomes systemd-nspawn.
 //!
 //! Stand-ins: the server's address is an argument (no DHCP), layers come from the store's files
-//! (no download, no signature check), the disk is a file and its serial an argument, and the boot
-//! id is made here, since all containers share the kernel's.
+//! (no download, no signature check), disk, serial and boot id are
+//! arguments.
 //!
 //! Runs in the machine's network namespace; everything that it mounts lies in a mount namespace of
 //! its own and is gone with the machine's last process.
@@ -51,6 +51,9 @@ struct Machine {
     mac: Mac,
     #[arg(long)]
     uuid: Uuid,
+    /// Of this power-on.
+    #[arg(long)]
+    boot_id: String,
     #[arg(long)]
     server: SocketAddrV4,
     #[arg(long)]
@@ -80,7 +83,6 @@ struct Machine {
 /// What one power-on has reached.
 struct Boot {
     machine: Machine,
-    boot_id: String,
     since: Instant,
     /// First failure in a row to reach the server.
     unreached: Option<Instant>,
@@ -93,11 +95,9 @@ fn main() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS).context("making namespaces")?;
     nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .context("keeping mounts here")?;
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/uuid").context("making a boot id")?;
     let since = Instant::now();
-    let mut boot =
-        Boot { machine, boot_id: boot_id.trim().into(), since, unreached: None, cmdline: None, said: String::new() };
-    println!("{}: power on, boot id {}", boot.machine.name, boot.boot_id);
+    let mut boot = Boot { machine, since, unreached: None, cmdline: None, said: String::new() };
+    println!("{}: power on, boot id {}", boot.machine.name, boot.machine.boot_id);
     loop {
         let error = match boot.advance() {
             Ok(never) => match never {},
@@ -163,7 +163,7 @@ impl Boot {
         let request = BootRequest {
             mac: self.machine.mac,
             uuid: Some(self.machine.uuid),
-            boot_id: self.boot_id.clone(),
+            boot_id: self.machine.boot_id.clone(),
             image: cmdline.image,
             version: env!("CARGO_PKG_VERSION").into(),
             disks: vec![self.disk()?],
@@ -185,7 +185,7 @@ impl Boot {
             tls: cmdline.tls().to_string(),
             pin: cmdline.pin.hex(),
             mac: cmdline.ip.mac,
-            boot_id: self.boot_id.clone(),
+            boot_id: self.machine.boot_id.clone(),
             image: cmdline.image,
             state_dir: matches!(go.state, StateOrder::Disk { .. }).then(|| STATE_DIR.to_string()),
             go,
@@ -199,7 +199,7 @@ impl Boot {
         let bytes = files::read_bounded(&at.join("kiln/handover.json"), HANDOVER_MAX_BYTES);
         mount::unmount_below(&at);
         let mut handover: Handover = serde_json::from_slice(&bytes.context("no earlier boot left its handover")?)?;
-        handover.boot_id = self.boot_id.clone();
+        handover.boot_id = self.machine.boot_id.clone();
         Ok(handover)
     }
 
@@ -288,7 +288,7 @@ impl Boot {
             sight => {
                 let request = DiskRequest {
                     node: go.node.clone(),
-                    boot_id: self.boot_id.clone(),
+                    boot_id: self.machine.boot_id.clone(),
                     credential: go.credential.clone(),
                     disk,
                     found: "blank".into(),
@@ -380,7 +380,7 @@ impl Boot {
         let report = PhaseReport {
             mac: self.machine.mac,
             uuid: Some(self.machine.uuid),
-            boot_id: self.boot_id.clone(),
+            boot_id: self.machine.boot_id.clone(),
             image: cmdline.image,
             phase,
             detail: format!("{detail}; at {:.1} s", self.since.elapsed().as_secs_f32()),
