@@ -156,7 +156,18 @@ impl Agent {
         let reporter = Reporter::start(&self.handover, &registration, self.sender.clone())?;
         let mut last_phase = Phase::Register;
         let mut renew_failures = 0;
+        let mut renewal = registration.renewal();
         loop {
+            if renewal.wait(monotonic_ms()).is_zero() {
+                let new = register::register(&self.handover);
+                match new.and_then(|new| reporter.renew(&self.handover, &new).map(|()| new.renewal())) {
+                    Ok(next) => renewal = next,
+                    Err(e) => {
+                        eprintln!("renewing the certificate: {e:#}; the old one is good until it ends");
+                        renewal.failed(monotonic_ms());
+                    }
+                }
+            }
             for action in node.due(monotonic_ms()) {
                 let (scripts, sender) = (scripts.clone(), self.sender.clone());
                 std::thread::spawn(move || {
@@ -172,7 +183,11 @@ impl Agent {
             }
             reporter.set(Report { phase, detail, systems, leaving: false });
             let now = monotonic_ms();
-            let wait = node.next_ms(now).map_or(IDLE_MAX, |at| Duration::from_millis(at - now)).min(IDLE_MAX);
+            let wait = node
+                .next_ms(now)
+                .map_or(IDLE_MAX, |at| Duration::from_millis(at - now))
+                .min(IDLE_MAX)
+                .min(renewal.wait(now));
             match self.events.recv_timeout(wait) {
                 Ok(Event::Done { system, outcome }) => {
                     show(&system, &outcome);
@@ -180,7 +195,7 @@ impl Agent {
                 }
                 Ok(Event::Refused(why)) => match register::register(&self.handover) {
                     Ok(new) => {
-                        renew_failures = 0;
+                        (renew_failures, renewal) = (0, new.renewal());
                         eprintln!("registered again, generation {}: {why}", new.answer.generation);
                         reporter.renew(&self.handover, &new)?;
                     }
