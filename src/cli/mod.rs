@@ -1,5 +1,6 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
+pub mod backup;
 pub mod boot;
 pub mod build;
 pub mod cluster;
@@ -15,6 +16,7 @@ pub mod operator;
 pub mod output;
 pub mod places;
 pub mod recipes;
+pub mod restore;
 pub mod secrets;
 pub mod serve;
 pub mod site;
@@ -45,6 +47,8 @@ pub enum Verb {
     Explain(explain::Arguments),
     Events(events::Arguments),
     Build(build::Arguments),
+    Backup(backup::Arguments),
+    Restore(restore::Arguments),
 }
 
 /// Runs the verb.
@@ -62,5 +66,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Explain(arguments) => explain::run(arguments),
         Verb::Events(arguments) => events::run(arguments),
         Verb::Build(arguments) => build::run(&arguments),
+        Verb::Backup(arguments) => backup::run(&arguments),
+        Verb::Restore(arguments) => restore::run(&arguments),
     }
 }

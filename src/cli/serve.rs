@@ -2,13 +2,13 @@
 //! operator, all over one ledger.
 
 mod images;
-mod keys;
+pub(super) mod keys;
 mod leases;
 mod nodes;
 mod sockets;
 
 use super::exit::{Exit, error};
-use super::{places, secrets};
+use super::{places, restore, secrets};
 use crate::image::store::Store;
 use crate::ledger::decide::Command;
 use crate::ledger::event::UsedImage;
@@ -131,9 +131,14 @@ fn runtime(name: &str, threads: usize) -> Result<tokio::runtime::Runtime> {
 
 /// Reads and checks a site file.
 pub(super) fn read_site(path: &Path) -> Result<Site> {
+    Ok(read_site_text(path)?.0)
+}
+
+/// Reads and checks a site file; with its text.
+pub(super) fn read_site_text(path: &Path) -> Result<(Site, String)> {
     let bytes = files::read_bounded(path, SITE_MAX_BYTES)?;
     let text = String::from_utf8(bytes).with_context(|| format!("reading {} as UTF-8", path.display()))?;
-    Ok(file::parse(&text, &path.display().to_string())?)
+    Ok((file::parse(&text, &path.display().to_string())?, text))
 }
 
 async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runtime::Handle) -> Result<()> {
@@ -141,9 +146,10 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runt
     std::fs::create_dir_all(&state).with_context(|| format!("creating folder {}", state.display()))?;
     let _lock = lock(&state)?;
     let known = keys::exist(&state);
+    restore::refuse_unfinished(&state)?;
     let keys = keys::load(&state)?;
     let store = Arc::new(Store::open(&places::store(arguments.store.clone()))?);
-    let secrets_file = secrets_file(&arguments);
+    let secrets_file = secrets::file_of(arguments.secrets.as_deref(), &arguments.site);
     let secrets: Secrets = Arc::new(RwLock::new(read_secrets(secrets_file.as_deref())?));
     let database = state.join("ledger.sqlite");
     let mut log = Sqlite::open(&database)?;
@@ -249,16 +255,11 @@ fn raise_file_limit() {
 }
 
 /// The ledger belongs to one server.
-fn lock(state: &Path) -> Result<nix::fcntl::Flock<std::fs::File>> {
+pub(super) fn lock(state: &Path) -> Result<nix::fcntl::Flock<std::fs::File>> {
     let path = state.join("serve.lock");
     let file = std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
         .map_err(|_| error(Exit::Refused, format!("another kiln serve runs with the state {}", state.display())))
-}
-
-fn secrets_file(arguments: &Arguments) -> Option<PathBuf> {
-    let beside = || arguments.site.parent().map(|p| p.join("secrets.toml")).filter(|p| p.exists());
-    arguments.secrets.clone().or_else(beside)
 }
 
 fn read_secrets(path: Option<&Path>) -> Result<BTreeMap<String, String>> {

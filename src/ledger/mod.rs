@@ -3,6 +3,7 @@
 //! the only place where a command becomes events; [`live`] what is known only in memory.
 
 pub mod answer;
+pub mod backup;
 pub mod chain;
 pub mod cluster;
 pub mod decide;

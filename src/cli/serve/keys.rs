@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A PEM key is shorter, bytes.
-const KEY_MAX_BYTES: u64 = 16 * 1024;
+pub const KEY_MAX_BYTES: u64 = 16 * 1024;
 
 pub struct Keys {
     /// Pinned by every node: losing it means approving them all again.
