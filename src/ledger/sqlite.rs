@@ -270,11 +270,12 @@ mod tests {
                 }
                 head
             });
-            let copy = |i: u64| snapshot(&path, &dir.path().join(format!("copy{i}"))).unwrap();
-            let mut heads: Vec<u64> = (0..5).map(copy).collect();
-            stop.store(true, Ordering::Relaxed);
+            let copy = |i: u64| snapshot(&path, &dir.path().join(format!("copy{i}")));
+            let taken: Result<Vec<u64>> = (0..5).map(copy).collect();
+            stop.store(true, Ordering::Relaxed); // also when one failed: the scope waits for the writer
             let end = writer.join().unwrap();
-            heads.push(copy(5));
+            let mut heads = taken.unwrap();
+            heads.push(copy(5).unwrap());
             assert_eq!(heads[5], end, "the journal belongs to it");
             heads
         });
