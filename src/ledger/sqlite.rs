@@ -260,7 +260,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger.sqlite");
         let mut ledger = Sqlite::open(&path).unwrap();
-        let events = vec![Event::NodeUnheld { node: "n".repeat(200) }; 5000 * BATCH as usize];
+        let events = vec![Event::NodeUnheld { node: "n".repeat(200) }; 1000 * BATCH as usize];
         let mut head = ledger.append_if(0, 0, &events).unwrap();
         let stop = AtomicBool::new(false);
         let heads = std::thread::scope(|scope| {
