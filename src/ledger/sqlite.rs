@@ -278,7 +278,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger.sqlite");
         let mut ledger = Sqlite::open(&path).unwrap();
-        let events = vec![Event::NodeUnheld { node: "n".repeat(200) }; 5000 * BATCH as usize];
+        let events = vec![Event::NodeUnheld { node: "n".repeat(200) }; 1000 * BATCH as usize];
         let mut head = ledger.append_if(0, 0, &events).unwrap();
         let stop = AtomicBool::new(false);
         let heads = std::thread::scope(|scope| {
@@ -288,11 +288,12 @@ mod tests {
                 }
                 head
             });
-            let copy = |i: u64| snapshot(&path, &dir.path().join(format!("copy{i}"))).unwrap();
-            let mut heads: Vec<u64> = (0..5).map(copy).collect();
-            stop.store(true, Ordering::Relaxed);
+            let copy = |i: u64| snapshot(&path, &dir.path().join(format!("copy{i}")));
+            let taken: Result<Vec<u64>> = (0..5).map(copy).collect();
+            stop.store(true, Ordering::Relaxed); // also when one failed: the scope waits for the writer
             let end = writer.join().unwrap();
-            heads.push(copy(5));
+            let mut heads = taken.unwrap();
+            heads.push(copy(5).unwrap());
             assert_eq!(heads[5], end, "the journal belongs to it");
             heads
         });
