@@ -127,6 +127,7 @@ impl Build<'_> {
             systems: self.locked.recipe.systems.iter().map(|s| s.name.clone()).collect(),
             secrets: secret_names(self.locked),
             controller: self.locked.recipe.systems.iter().any(|s| s.formation.is_some()),
+            clustered: self.locked.recipe.systems.iter().filter_map(|s| s.clustered()).collect(),
             epoch: self.locked.lock.epoch,
             lock: self.locked.lock.digest(),
             squashfs_tools: tool,

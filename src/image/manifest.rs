@@ -5,6 +5,7 @@
 //! OCI image manifest, version 1.1: <https://github.com/opencontainers/image-spec/blob/main/manifest.md>
 
 use super::id::{Digest, ImageId};
+use crate::recipe::system::Clustered;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -110,6 +111,9 @@ pub struct Config {
     pub secrets: Vec<String>,
     /// Whether a node of it is a controller: one of its systems has a formation.
     pub controller: bool,
+    /// Of those systems, the ones on which several nodes must agree.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clustered: Vec<Clustered>,
     /// SOURCE_DATE_EPOCH, Unix seconds.
     pub epoch: u64,
     /// sha256 of the lock's canonical text.

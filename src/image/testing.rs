@@ -39,6 +39,7 @@ pub fn image_of(release: &str, role: &str, number: u8, layer: Vec<u8>) -> TestIm
         systems: vec!["environment".into()],
         secrets: vec![],
         controller: false,
+        clustered: vec![],
         epoch: 1_700_000_000,
         lock: Digest::of(b"lock").hex(),
         squashfs_tools: "mksquashfs version 4.5.1".into(),

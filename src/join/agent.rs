@@ -2,17 +2,20 @@
 //! order, reports. What runs goes on when the server or this program is gone; an agent that is
 //! restarted goes on where it was, in the same generation.
 
+mod link;
 mod place;
 mod register;
 mod report;
 mod scripts;
 
+use self::link::Link;
 use self::register::Registration;
 use self::report::Reporter;
 use self::scripts::Scripts;
-use super::node::{Node, Outcome};
+use super::node::{Action, Job, Node, Outcome};
+use super::renewal::Renewal;
 use crate::image::role::{ROLE_FILE, RoleFile};
-use crate::ledger::message::{HANDOVER_FILE, Handover, Phase, PhaseReport, Report};
+use crate::ledger::message::{HANDOVER_FILE, Handover, PeerTask, Phase, PhaseReport, Report};
 use crate::sys::clock::{self, growing_pause, monotonic_ms};
 use crate::sys::console::Console;
 use crate::sys::http::{Client, Timeouts};
@@ -23,23 +26,31 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const FILE_MAX_BYTES: u64 = 4 * 1024 * 1024;
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// With nothing due: how long until the loop looks around anyway.
 const IDLE_MAX: Duration = Duration::from_secs(60);
+/// A server that is silent for so long is gone: a node that was here before starts without it.
+const OFFLINE_AFTER: Duration = Duration::from_secs(30);
+/// Of one system's `leave` at a shutdown.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(60);
 const PHASE_TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_secs(3), idle: Duration::from_secs(3) };
 
 /// What the main loop hears.
 enum Event {
     Done {
-        system: String,
+        action: Action,
         outcome: Outcome,
     },
+    /// The server wants these peer steps done here.
+    Peers(Vec<PeerTask>),
     /// The server no longer knows this generation's certificate.
     Refused(String),
+    /// A register that was tried in the background.
+    Registered(Result<Registration>),
     Stop,
 }
 
@@ -65,7 +76,7 @@ fn serve() -> Result<()> {
         events,
     };
     match agent.enter() {
-        Some(registration) => agent.drive(registration),
+        Some((registration, online)) => agent.drive(registration, online),
         None => Ok(()),
     }
 }
@@ -100,13 +111,14 @@ struct Agent {
 }
 
 impl Agent {
-    /// Registers and puts everything in place, however long it takes; `None`: told to stop.
-    fn enter(&self) -> Option<Registration> {
+    /// Registers and puts everything in place, however long it takes; a node that registered in an
+    /// earlier boot goes on without the server when that is silent. `None`: told to stop.
+    fn enter(&self) -> Option<(Registration, bool)> {
         let (mut failures, mut said) = (0, String::new());
-        let mut registration = register::earlier(&self.handover);
+        let began = Instant::now();
         loop {
-            let error = match self.try_enter(&mut registration) {
-                Ok(done) => return Some(done),
+            let error = match self.try_enter(began.elapsed() >= OFFLINE_AFTER) {
+                Ok(entered) => return Some(entered),
                 Err(e) => format!("{e:#}"),
             };
             if error != said {
@@ -123,22 +135,33 @@ impl Agent {
         }
     }
 
-    fn try_enter(&self, kept: &mut Option<Registration>) -> Result<Registration> {
-        // An answer that could not be put in place is asked for again: the site may be mended.
-        let registration = match kept.take() {
-            Some(earlier) => earlier,
-            None => {
-                let new = register::register(&self.handover).context("registering")?;
+    fn try_enter(&self, patient: bool) -> Result<(Registration, bool)> {
+        if let Some(earlier) = register::earlier(&self.handover) {
+            self.place(&earlier)?;
+            return Ok((earlier, true));
+        }
+        match register::register(&self.handover).context("registering") {
+            Ok(new) => {
                 self.follow_clock(new.answer.now_ms);
-                new
+                self.place(&new)?;
+                Ok((new, true))
             }
-        };
-        let generation = registration.answer.generation;
+            Err(e) if patient && register::is_silence(&e) => {
+                let Some(kept) = register::kept(&self.handover) else { return Err(e) };
+                self.console.say(&format!("the server is silent ({e:#}): going on with what it said before"));
+                self.place(&kept)?;
+                Ok((kept, false))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn place(&self, registration: &Registration) -> Result<()> {
         // A certificate that cannot be used is found out here, where a register can be repeated.
         registration.client(&self.handover, PHASE_TIMEOUTS)?;
-        self.console.say(&format!("registered as {}, generation {generation}", self.handover.go.node));
-        place::place(&self.role, &registration.answer, &mut |text| self.console.say(text))?;
-        Ok(registration)
+        let generation = registration.answer.generation;
+        self.console.say(&format!("{} of generation {generation}", self.handover.go.node));
+        place::place(&self.role, &registration.answer, &mut |text| self.console.say(text))
     }
 
     fn follow_clock(&self, server_now_ms: u64) {
@@ -150,55 +173,128 @@ impl Agent {
     }
 
     /// The main loop: what is due is done by threads, what they say moves the systems on.
-    fn drive(&self, registration: Registration) -> Result<()> {
+    fn drive(&self, registration: Registration, online: bool) -> Result<()> {
         let scripts = Scripts::new(&self.handover.go.node, &self.role.role);
         let mut node = Node::new(&self.role.systems, &scripts.done(), monotonic_ms());
-        let reporter = Reporter::start(&self.handover, &registration, self.sender.clone())?;
-        let mut last_phase = Phase::Register;
-        let mut renew_failures = 0;
+        let link = Link::new(&self.handover, self.sender.clone());
+        let mut registers = Registers { renewal: registration.renewal(), failures: 0, running: false, needed: !online };
+        if online {
+            link.renew(&registration)?;
+        } else {
+            let seeded = self.role.systems.iter().filter(|s| s.is_seeded()).map(|s| s.name.clone());
+            node.go_offline(link.may_start(seeded));
+            self.register_later(&mut registers, Duration::ZERO);
+        }
+        let reporter = Reporter::start(link.clone(), self.sender.clone());
+        let (mut last_phase, mut said) = (Phase::Register, None);
         loop {
             for action in node.due(monotonic_ms()) {
-                let (scripts, sender) = (scripts.clone(), self.sender.clone());
-                std::thread::spawn(move || {
-                    let outcome = catch_unwind(AssertUnwindSafe(|| scripts.perform(&action)))
-                        .unwrap_or(Outcome::Failed("kiln-node panicked".into()));
-                    let _ = sender.send(Event::Done { system: action.system, outcome });
-                });
+                self.start(action, &scripts, &link);
             }
-            let (phase, detail, systems) = node.report();
-            if phase != last_phase {
-                self.console.say(&format!("{phase:?}: {detail}").to_lowercase());
-                last_phase = phase;
+            let report = self.report(&mut node, false, &mut said, &mut last_phase);
+            if let Some(report) = report {
+                reporter.set(report);
             }
-            reporter.set(Report { phase, detail, systems, leaving: false });
             let now = monotonic_ms();
-            let wait = node.next_ms(now).map_or(IDLE_MAX, |at| Duration::from_millis(at - now)).min(IDLE_MAX);
+            if !registers.running && registers.renewal.wait(now).is_zero() {
+                self.register_later(&mut registers, Duration::ZERO);
+            }
+            let next = node.next_ms(now).map_or(IDLE_MAX, |at| Duration::from_millis(at.saturating_sub(now)));
+            let renewal = if registers.running { IDLE_MAX } else { registers.renewal.wait(now) };
+            let wait = next.min(renewal).min(IDLE_MAX);
             match self.events.recv_timeout(wait) {
-                Ok(Event::Done { system, outcome }) => {
-                    show(&system, &outcome);
-                    node.done(&system, outcome, monotonic_ms());
+                Ok(Event::Done { action, outcome }) => {
+                    show(&action.system, &outcome);
+                    node.done(&action.system, &action.job, outcome, monotonic_ms());
                 }
-                Ok(Event::Refused(why)) => match register::register(&self.handover) {
-                    Ok(new) => {
-                        renew_failures = 0;
-                        eprintln!("registered again, generation {}: {why}", new.answer.generation);
-                        reporter.renew(&self.handover, &new)?;
+                Ok(Event::Peers(tasks)) => node.set_peers(&tasks),
+                Ok(Event::Refused(why)) => {
+                    registers.needed = true;
+                    if !registers.running {
+                        eprintln!("registering again: {why}");
+                        self.register_later(&mut registers, Duration::ZERO);
                     }
-                    Err(e) => {
-                        renew_failures += 1;
-                        eprintln!("registering again: {e:#}; what runs goes on");
-                        reporter.hush(growing_pause(renew_failures, PAUSE_FIRST, PAUSE_MAX));
+                }
+                Ok(Event::Registered(Ok(new))) => {
+                    registers = Registers { renewal: new.renewal(), failures: 0, running: false, needed: false };
+                    eprintln!("registered, generation {}", new.answer.generation);
+                    self.follow_clock(new.answer.now_ms);
+                    // What it brought beside the certificate counts from the next boot on, except for
+                    // a boot that began without the server.
+                    if node.is_offline()
+                        && let Err(e) = place::place(&self.role, &new.answer, &mut |text| self.console.say(text))
+                    {
+                        eprintln!("putting the server's answer in place: {e:#}");
                     }
-                },
+                    link.renew(&new)?;
+                    node.go_online(monotonic_ms());
+                    said = None;
+                    reporter.renewed();
+                }
+                Ok(Event::Registered(Err(e))) => {
+                    (registers.running, registers.failures) = (false, registers.failures + 1);
+                    eprintln!("registering: {e:#}; what runs goes on");
+                    registers.renewal.failed(monotonic_ms());
+                    if registers.needed {
+                        let pause = growing_pause(registers.failures, PAUSE_FIRST, PAUSE_MAX);
+                        reporter.hush(pause);
+                        self.register_later(&mut registers, pause);
+                    }
+                }
                 Ok(Event::Stop) => {
-                    let (phase, detail, systems) = node.report();
-                    reporter.last(Report { phase, detail, systems, leaving: shutting_down() });
+                    let down = shutting_down();
+                    if down {
+                        leave(&self.role, &scripts);
+                    }
+                    said = None;
+                    if let Some(report) = self.report(&mut node, down, &mut said, &mut last_phase) {
+                        reporter.last(&report);
+                    }
                     return Ok(());
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
+    }
+
+    fn start(&self, action: Action, scripts: &Scripts, link: &Link) {
+        let (scripts, link, sender) = (scripts.clone(), link.clone(), self.sender.clone());
+        std::thread::spawn(move || {
+            let work = AssertUnwindSafe(|| link.perform(&action).unwrap_or_else(|| scripts.perform(&action)));
+            let outcome = catch_unwind(work).unwrap_or(Outcome::Failed("kiln-node panicked".into()));
+            if let Job::Peer { task, .. } = &action.job {
+                link.tell_peer(task, &outcome);
+            }
+            let _ = sender.send(Event::Done { action, outcome });
+        });
+    }
+
+    /// The report, with a number of its own, if it says something new.
+    fn report(&self, node: &mut Node, leaving: bool, said: &mut Option<Report>, last: &mut Phase) -> Option<Report> {
+        let (phase, detail, systems) = node.report();
+        if phase != *last {
+            self.console.say(&format!("{phase:?}: {detail}").to_lowercase());
+            *last = phase;
+        }
+        let seq = said.as_ref().map_or(0, |r| r.seq);
+        let report = Report { phase, detail, systems, leaving, seq, running: node.running_steps() };
+        if said.as_ref() == Some(&report) {
+            return None;
+        }
+        let report = Report { seq: node.next_seq(monotonic_ms()), ..report };
+        *said = Some(report.clone());
+        Some(report)
+    }
+
+    /// Registers after a pause, beside the main loop.
+    fn register_later(&self, registers: &mut Registers, pause: Duration) {
+        registers.running = true;
+        let (handover, sender) = (self.handover.clone(), self.sender.clone());
+        std::thread::spawn(move || {
+            std::thread::sleep(pause);
+            let _ = sender.send(Event::Registered(register::register(&handover)));
+        });
     }
 
     /// Best effort: the timeline of a boot that has not registered.
@@ -216,10 +312,29 @@ impl Agent {
     }
 }
 
+/// Registers beside the main loop: one at a time.
+struct Registers {
+    renewal: Renewal,
+    failures: u32,
+    running: bool,
+    /// Without it nothing is heard of this node.
+    needed: bool,
+}
+
+/// In reverse order, each bounded: what comes last leans on what came first.
+fn leave(role: &RoleFile, scripts: &Scripts) {
+    for system in role.systems.iter().rev() {
+        match scripts.leave(&system.name, LEAVE_TIMEOUT) {
+            Outcome::Missing(_) => {}
+            outcome => eprintln!("{}: leave: {outcome:?}", system.name),
+        }
+    }
+}
+
 /// Failures to the journal; health's good news every few seconds is none.
 fn show(system: &str, outcome: &Outcome) {
     match outcome {
-        Outcome::Done(_) => {}
+        Outcome::Done(_) | Outcome::Ranked(_) | Outcome::Answered(_) => {}
         Outcome::Later(why) => eprintln!("{system}: later: {why}"),
         Outcome::Failed(why) | Outcome::Missing(why) | Outcome::Down(why) => eprintln!("{system}: {why}"),
     }

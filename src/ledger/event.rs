@@ -1,15 +1,16 @@
 //! What the ledger stores. Every event is a fact that was decided or seen; the log is never
 //! rewritten. New fields have defaults, so that logs of every release replay (`tests/fixtures`).
 
-use super::message::{Disk, Phase, SystemReport};
+use super::message::{Data, Disk, Phase, SystemReport};
 use crate::image::id::{Digest, ImageId};
+use crate::recipe::system::Clustered;
 use crate::site::{Mac, Site, Uuid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 /// Version of the events' shape; stands in each row.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// An event with its place in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +39,9 @@ pub struct UsedImage {
     /// One of its systems has a formation.
     #[serde(default)]
     pub controller: bool,
+    /// Its systems on which several nodes must agree.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clustered: Vec<Clustered>,
     /// Names of the site's secrets that its systems may receive.
     #[serde(default)]
     pub secrets: Vec<String>,
@@ -168,13 +172,128 @@ pub enum Event {
     NodeUnheld {
         node: String,
     },
+    /// The operator said that this generation of the node is off: whatever it says from now on
+    /// changes nothing, and what it held is free. A newer generation ends it.
+    NodeFenced {
+        node: String,
+        generation: u64,
+    },
+    /// `kiln cluster form`: this cluster's systems may come into being.
+    Genesis {},
+    /// The server cannot vouch for its ledger being the newest: it may have been lost or taken
+    /// from a backup. Nothing that was known only from silence counts until every node has spoken.
+    Unvouched {
+        reason: String,
+    },
+    /// Every node has spoken since, and nothing contradicts the ledger.
+    Vouched {},
+    /// A node knows more than the ledger: nothing is granted until `kiln cluster adopt`.
+    Behind {
+        node: String,
+        reason: String,
+    },
+    /// `kiln cluster adopt`: what the living members show is the truth.
+    Adopted {
+        formations: BTreeMap<String, Adopted>,
+    },
+    /// A node whose system is stopped says what data it holds.
+    DataShown {
+        system: String,
+        node: String,
+        generation: u64,
+        seq: u64,
+        data: Data,
+    },
+    /// The node may make the system's cluster (or bring it back from its own data).
+    SeedGranted {
+        system: String,
+        node: String,
+        generation: u64,
+        seq: u64,
+    },
+    /// The node may join the living members.
+    JoinGranted {
+        system: String,
+        node: String,
+        generation: u64,
+        seq: u64,
+        /// Its own data are moved aside before.
+        #[serde(default)]
+        set_aside: bool,
+    },
+    /// The seeding node serves.
+    Formed {
+        system: String,
+        node: String,
+        generation: u64,
+        lineage: String,
+    },
+    /// The node serves, or may, although the ledger did not let it in: it started without the server.
+    Serves {
+        system: String,
+        node: String,
+        generation: u64,
+        seq: u64,
+    },
+    /// `kiln cluster recover`: the system comes back from this node's data.
+    Recovering {
+        system: String,
+        node: String,
+    },
+    /// The data of these nodes are moved aside when they join: they may have diverged.
+    SetAside {
+        system: String,
+        nodes: Vec<String>,
+    },
+    /// One node runs a cluster step.
+    StepClaimed {
+        system: String,
+        step: String,
+        node: String,
+        generation: u64,
+        seq: u64,
+        /// Of the system that the step writes; `None`: of one that is not seeded.
+        #[serde(default)]
+        lineage: Option<String>,
+    },
+    /// A cluster step ended; not `ok`: another try may be claimed.
+    StepEnded {
+        system: String,
+        step: String,
+        node: String,
+        generation: u64,
+        ok: bool,
+        #[serde(default)]
+        detail: String,
+    },
+    /// A member has run a peer step for the generation of `node` that wants to join.
+    RoomMade {
+        system: String,
+        step: String,
+        node: String,
+        generation: u64,
+        by: String,
+    },
+}
+
+/// One system in [`Event::Adopted`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    pub lineage: String,
+    pub members: Vec<String>,
 }
 
 impl Event {
     /// Whom a timeline shows this event for: a node's name, else the machine's MAC.
     pub fn subject(&self) -> Option<String> {
         match self {
-            Event::SiteApplied { .. } | Event::ImageUsed { .. } => None,
+            Event::SiteApplied { .. }
+            | Event::ImageUsed { .. }
+            | Event::Genesis {}
+            | Event::Unvouched { .. }
+            | Event::Vouched {}
+            | Event::SetAside { .. }
+            | Event::Adopted { .. } => None,
             Event::MachineSeen { mac, .. } => Some(mac.to_string()),
             Event::Answered { node, mac, .. } | Event::PhaseReached { node, mac, .. } => {
                 Some(node.clone().unwrap_or_else(|| mac.to_string()))
@@ -187,6 +306,17 @@ impl Event {
             | Event::Reported { node, .. }
             | Event::NodeApproved { node, .. }
             | Event::NodeHeld { node, .. }
+            | Event::NodeFenced { node, .. }
+            | Event::Behind { node, .. }
+            | Event::DataShown { node, .. }
+            | Event::SeedGranted { node, .. }
+            | Event::JoinGranted { node, .. }
+            | Event::Formed { node, .. }
+            | Event::Serves { node, .. }
+            | Event::Recovering { node, .. }
+            | Event::StepClaimed { node, .. }
+            | Event::StepEnded { node, .. }
+            | Event::RoomMade { node, .. }
             | Event::NodeUnheld { node } => Some(node.clone()),
         }
     }

@@ -2,10 +2,11 @@
 //! unknown and counted anew, and what needs it refuses. Times are monotonic milliseconds.
 
 use super::decide::Command;
-use super::message::SESSION_DEAD_SECS;
+use super::message::{Report, SESSION_DEAD_SECS};
 use super::state::State;
 use crate::site::Mac;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Events that an unauthenticated machine may cause in [`NOISE_WINDOW_MS`]; the rest is dropped,
 /// so that nobody on the network can fill the log.
@@ -46,10 +47,27 @@ impl Window {
 }
 
 /// The last authenticated word of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heard {
     pub generation: u64,
     pub at_ms: u64,
+    /// Its newest report since this server started; `None`: it has only registered.
+    pub report: Option<Reported>,
+}
+
+/// What a report says of the systems.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reported {
+    pub seq: u64,
+    /// Systems that serve with a lineage.
+    pub lineages: Arc<BTreeMap<String, String>>,
+}
+
+impl Reported {
+    pub fn of(report: &Report) -> Reported {
+        let lineages = report.systems.iter().filter_map(|s| Some((s.name.clone(), s.lineage.clone()?)));
+        Reported { seq: report.seq, lineages: Arc::new(lineages.collect()) }
+    }
 }
 
 impl Live {
@@ -87,19 +105,44 @@ impl Live {
     /// Takes note of a command that was let through, after its events were folded into `state`.
     pub fn note(&mut self, command: &Command, state: &State, now_ms: u64) {
         match command {
-            Command::Register { request, .. } => self.hear(state, &request.node, now_ms),
-            Command::Report { fingerprint, .. } => {
+            Command::Register { request, .. } => self.hear(state, &request.node, None, now_ms),
+            Command::Report { fingerprint, report } => {
                 if let Some((node, _)) = state.by_fingerprint(fingerprint) {
-                    self.hear(state, &node.clone(), now_ms);
+                    self.hear(state, &node.clone(), Some(Reported::of(report)), now_ms);
+                }
+            }
+            Command::Claim { fingerprint, .. } => {
+                if let Some((node, _)) = state.by_fingerprint(fingerprint) {
+                    self.hear(state, &node.clone(), None, now_ms);
                 }
             }
             _ => {}
         }
     }
 
-    fn hear(&mut self, state: &State, node: &str, now_ms: u64) {
+    fn hear(&mut self, state: &State, node: &str, report: Option<Reported>, now_ms: u64) {
         let generation = state.node(node).generation;
-        self.heard.insert(node.to_string(), Heard { generation, at_ms: now_ms });
+        let before = self.heard.get(node).filter(|h| h.generation == generation).and_then(|h| h.report.clone());
+        // Messages may overtake each other: the newest one counts.
+        let report = report.filter(|r| before.as_ref().is_none_or(|b| b.seq <= r.seq)).or(before);
+        self.heard.insert(node.to_string(), Heard { generation, at_ms: now_ms, report });
+    }
+
+    /// The lineage with which a node serves a system, by its newest report: it is the current
+    /// generation's, its session lives, and it is newer than what the ledger granted since.
+    pub fn serves(&self, state: &State, node: &str, system: &str, now_ms: u64) -> Option<String> {
+        let known = state.nodes.get(node)?;
+        let heard = self.heard.get(node).filter(|h| h.generation == known.generation)?;
+        let report = heard.report.as_ref()?;
+        let barrier = state.cluster.formations.get(system).map_or(0, |f| f.barrier(node, known.generation));
+        let counts = !known.is_fenced() && report.seq > barrier && self.session_lives(state, node, now_ms);
+        counts.then(|| report.lineages.get(system).cloned()).flatten()
+    }
+
+    /// Whether the node has reported in its current generation since this server started.
+    pub fn has_reported(&self, state: &State, node: &str) -> bool {
+        let generation = state.nodes.get(node).map_or(0, |n| n.generation);
+        self.heard.get(node).is_some_and(|h| h.generation == generation && h.report.is_some())
     }
 
     /// Counts events that a machine caused without proving who it is.

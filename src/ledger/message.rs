@@ -144,6 +144,10 @@ pub struct RegisterRequest {
     pub signature: String,
     /// PEM certificate request for this generation's TLS key.
     pub csr: String,
+    /// The generation that this node's last register gave it, as kept with its key; 0: none. A
+    /// ledger that knows a smaller one was lost or taken from a backup.
+    #[serde(default)]
+    pub last_generation: u64,
 }
 
 /// What the state disk's key signs at a register. The boot id makes a replay useless: a boot id
@@ -177,6 +181,19 @@ pub struct Report {
     /// The node says that it shuts down: its session is dead after this.
     #[serde(default)]
     pub leaving: bool,
+    /// Counts up within a generation, together with that of [`ClaimRequest`]: what an older message
+    /// says of a system is forgotten once a newer claim was granted.
+    #[serde(default)]
+    pub seq: u64,
+    /// Cluster steps that run here now.
+    #[serde(default)]
+    pub running: Vec<RunningStep>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningStep {
+    pub system: String,
+    pub step: String,
 }
 
 /// A node reports at least this often.
@@ -190,6 +207,9 @@ pub struct SystemReport {
     pub state: SystemState,
     /// One line.
     pub reason: String,
+    /// Of a system that forms a cluster, while it serves: which cluster it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,6 +224,93 @@ pub enum SystemState {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportAnswer {
+    pub now_ms: u64,
+    /// What this node is to do for others that want to join.
+    #[serde(default)]
+    pub peers: Vec<PeerTask>,
+}
+
+/// A peer step to be run here for `node`; its end is told with [`DoneRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PeerTask {
+    pub system: String,
+    pub step: String,
+    pub node: String,
+    /// Of the node that wants to join.
+    pub generation: u64,
+}
+
+/// What a stopped system's data on a node are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Data {
+    Blank,
+    /// `rank`: the higher, the newer, within one lineage.
+    Holds {
+        lineage: String,
+        rank: i64,
+    },
+}
+
+/// `POST /v1/claim` over TLS with the generation's certificate: asks what may be done now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimRequest {
+    pub system: String,
+    /// Counts up within a generation; the same one again is the same question again.
+    pub seq: u64,
+    pub ask: Ask,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ask {
+    /// The system's units are stopped here, with these data: may it start, and how?
+    Start { data: Data },
+    /// May this cluster step run here?
+    Step { step: String },
+}
+
+/// Answer to [`ClaimRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "verdict")]
+pub enum Verdict {
+    /// Make the cluster here, from this node's own data if it holds some.
+    Seed,
+    /// Join these members.
+    Join {
+        members: Vec<String>,
+        lineage: String,
+        #[serde(default)]
+        set_aside: bool,
+    },
+    /// Run the step.
+    Run,
+    /// The step is done already.
+    Done,
+    /// Not now, for this reason; ask again.
+    Wait { reason: String },
+    /// This node's data are another cluster's: they are left alone until the operator decides.
+    Quarantined { reason: String },
+}
+
+/// `POST /v1/done` over TLS: a cluster step (`peer` is absent) or a peer step ended here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoneRequest {
+    pub system: String,
+    pub step: String,
+    /// Of the claim that let it run; 0 for a peer step.
+    #[serde(default)]
+    pub seq: u64,
+    /// For whom a peer step was run.
+    #[serde(default)]
+    pub peer: Option<PeerTask>,
+    pub ok: bool,
+    #[serde(default)]
+    pub detail: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoneAnswer {
     pub now_ms: u64,
 }
 

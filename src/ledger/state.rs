@@ -1,8 +1,10 @@
 //! What the log folds to. No clock, no health: those are in [`super::live`].
 
+use super::cluster::Cluster;
 use super::event::{Asked, Event, UsedImage};
 use super::message::{Disk, Phase, SystemReport};
 use crate::image::id::{Digest, ImageId};
+use crate::recipe::system::Clustered;
 use crate::site::{Mac, Node, Site, Uuid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -21,6 +23,10 @@ pub struct State {
     /// By name. A node that left the site stays here: its key and its boots must not come back to life.
     pub nodes: BTreeMap<String, Arc<NodeState>>,
     pub machines: BTreeMap<Mac, Arc<MachineState>>,
+    /// What the nodes form together.
+    pub cluster: Cluster,
+    /// Of every node's current certificate.
+    fingerprints: BTreeMap<Digest, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +60,15 @@ pub struct NodeState {
     /// What was last refused to whom, so that repeats are not stored.
     pub refused: Option<String>,
     pub alarms: u64,
+    /// The generation that the operator said is off.
+    pub fenced: Option<u64>,
+}
+
+impl NodeState {
+    /// Whether its current generation is known to be off.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced == Some(self.generation)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +150,8 @@ pub enum Keeps<'a> {
 impl State {
     /// The site's entry of a node.
     pub fn site_node(&self, name: &str) -> Option<&Node> {
-        self.site.as_ref()?.nodes.iter().find(|n| n.name == name)
+        let nodes = &self.site.as_ref()?.nodes;
+        nodes.binary_search_by(|n| n.name.as_str().cmp(name)).ok().map(|i| &nodes[i])
     }
 
     /// What the log says of a node; nothing yet is an empty state.
@@ -164,7 +180,24 @@ impl State {
 
     /// The node whose current generation carries this certificate.
     pub fn by_fingerprint(&self, fingerprint: &Digest) -> Option<(&String, &Arc<NodeState>)> {
-        self.nodes.iter().find(|(_, n)| n.session.as_ref().is_some_and(|s| s.fingerprint == *fingerprint))
+        self.nodes.get_key_value(self.fingerprints.get(fingerprint)?)
+    }
+
+    /// A system of a role that needs agreement, as the role's image has it.
+    pub fn clustered(&self, role: &str, system: &str) -> Option<&Clustered> {
+        self.image_of(role)?.clustered.iter().find(|c| c.name == system)
+    }
+
+    /// The site's nodes whose role has this system among those that need agreement, by name.
+    pub fn carriers<'a>(&'a self, system: &str) -> impl Iterator<Item = &'a Node> {
+        let roles: Vec<&String> = self.images.keys().filter(|role| self.clustered(role, system).is_some()).collect();
+        self.site.iter().flat_map(|s| &s.nodes).filter(move |n| roles.contains(&&n.role))
+    }
+
+    /// Every system that one node seeds, with its description.
+    pub fn seeded(&self) -> BTreeMap<&str, &Clustered> {
+        let all = self.images.values().flat_map(|i| &i.current.clustered);
+        all.filter(|c| c.dark().is_some()).map(|c| (c.name.as_str(), c)).collect()
     }
 
     /// Every image that must stay in the store: in use, the one before, running.
@@ -240,6 +273,7 @@ impl State {
                 if state.boots.insert(boot_id.clone()) {
                     (state.credential, state.approved, state.report) = (None, false, None);
                 }
+                let before = state.session.as_ref().map(|s| s.fingerprint);
                 state.generation = *generation;
                 state.key = Some(key.clone());
                 state.refused = None;
@@ -253,6 +287,8 @@ impl State {
                     version: version.clone(),
                     left: false,
                 });
+                before.map(|old| self.fingerprints.remove(&old));
+                self.fingerprints.insert(*fingerprint, node.clone());
             }
             Event::RegisterRefused { node, boot_id, address, reason, alarm, .. } => {
                 let state = self.node_mut(node);
@@ -269,7 +305,8 @@ impl State {
             }
             Event::NodeHeld { node, reason } => self.node_mut(node).held = Some(reason.clone()),
             Event::NodeUnheld { node } => self.node_mut(node).held = None,
-            _ => {}
+            Event::NodeFenced { node, generation } => self.node_mut(node).fenced = Some(*generation),
+            _ => self.cluster.apply(event),
         }
     }
 

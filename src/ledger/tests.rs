@@ -94,14 +94,15 @@ proptest! {
                 4 => Command::Register {
                     request: Box::new(RegisterRequest {
                         node, mac, boot_id, image, version: text.clone(), credential: Some(text.clone()),
-                        key: text.clone(), signature: text.clone(), csr: text,
+                        key: text.clone(), signature: text.clone(), csr: text, last_generation: now,
                     }),
                     source,
                     issued: None,
+                    shown: None,
                 },
                 _ => Command::Report {
                     fingerprint: Digest([last; 32]),
-                    report: Report { phase: Phase::Ready, detail: text, systems: vec![], leaving: false },
+                    report: Report { phase: Phase::Ready, detail: text, systems: vec![], leaving: false, seq: 0, running: vec![] },
                 },
             };
             let caused = match decide(&state, &live, &command, now) {

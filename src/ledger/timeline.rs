@@ -1,7 +1,7 @@
 //! Events as lines for people: `kiln events`, and a node's timeline in `kiln node show`.
 
 use super::event::{Asked, Event, Recorded};
-use super::message::{SystemReport, SystemState};
+use super::message::{Data, SystemReport, SystemState};
 
 /// One event in one line, without its time.
 pub fn line(event: &Event) -> String {
@@ -36,6 +36,35 @@ pub fn line(event: &Event) -> String {
         Event::NodeApproved { mac, node } => format!("machine {mac} approved as node {node}"),
         Event::NodeHeld { reason, .. } => format!("held: {reason}"),
         Event::NodeUnheld { .. } => "let go".into(),
+        Event::NodeFenced { generation, .. } => {
+            format!("fenced: generation {generation} is off, by the operator's word")
+        }
+        Event::Genesis {} => "cluster may form".into(),
+        Event::Unvouched { reason } => format!("ledger may not be the newest: {reason}"),
+        Event::Vouched {} => "ledger vouched for: every node has spoken".into(),
+        Event::Behind { reason, .. } => format!("ALARM: ledger is behind: {reason}"),
+        Event::Adopted { formations } => {
+            let all: Vec<String> =
+                formations.iter().map(|(s, a)| format!("{s} {} ({})", a.lineage, a.members.join(" "))).collect();
+            format!("cluster adopted: {}", if all.is_empty() { "nothing formed".into() } else { all.join("; ") })
+        }
+        Event::DataShown { system, data, .. } => match data {
+            Data::Blank => format!("{system} stopped, blank"),
+            Data::Holds { lineage, rank } => format!("{system} stopped, holds {lineage} rank {rank}"),
+        },
+        Event::SeedGranted { system, .. } => format!("{system} may be seeded"),
+        Event::JoinGranted { system, set_aside, .. } => {
+            format!("{system} may join{}", if *set_aside { ", its own data moved aside" } else { "" })
+        }
+        Event::Formed { system, lineage, .. } => format!("{system} formed: {lineage}"),
+        Event::Serves { system, .. } => format!("{system} serves, started without being let in"),
+        Event::Recovering { system, .. } => format!("{system} comes back from its data, by the operator's word"),
+        Event::SetAside { system, nodes } => format!("{system}: data of {} will be moved aside", nodes.join(" ")),
+        Event::StepClaimed { system, step, .. } => format!("{system}/{step} claimed"),
+        Event::StepEnded { system, step, ok, detail, .. } => {
+            format!("{system}/{step} {}{}", if *ok { "done" } else { "failed" }, after(detail))
+        }
+        Event::RoomMade { system, step, by, .. } => format!("{system}/{step} made by {by}"),
     }
 }
 

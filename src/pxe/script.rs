@@ -141,6 +141,7 @@ mod tests {
             cmdline: vec!["console=ttyS0".into()],
             architecture: "x86_64".into(),
             controller: false,
+            clustered: vec![],
             secrets: vec![],
         };
         let management = Network {

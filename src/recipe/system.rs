@@ -2,6 +2,7 @@
 //! twin inside the image (`image::role`): the build writes it, kiln-node reads it.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// `recipes/<release>/systems/<name>.toml`, parsed and valid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +94,49 @@ pub enum Scope {
     Cluster,
     /// A healthy member does it for a joining one.
     Peer,
+}
+
+/// What the ledger must know of a system on whose start or steps several nodes agree. Stands in
+/// the image's config; grows only by fields with defaults.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clustered {
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub formation: Option<Formation>,
+    /// Cluster steps: name -> the system whose lineage the result lives in.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cluster_steps: BTreeMap<String, String>,
+    /// Peer steps, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peer_steps: Vec<String>,
+}
+
+impl System {
+    /// [`Clustered`] of this system; `None`: each node runs it on its own.
+    pub fn clustered(&self) -> Option<Clustered> {
+        let of = |scope| self.steps.iter().filter(move |s| s.scope == scope);
+        let writes = |s: &Step| (s.name.clone(), s.writes.clone().unwrap_or_else(|| self.name.clone()));
+        let clustered = Clustered {
+            name: self.name.clone(),
+            formation: self.formation.clone(),
+            cluster_steps: of(Scope::Cluster).map(writes).collect(),
+            peer_steps: of(Scope::Peer).map(|s| s.name.clone()).collect(),
+        };
+        let alone = self.formation.is_none() && clustered.cluster_steps.is_empty() && clustered.peer_steps.is_empty();
+        (!alone).then_some(clustered)
+    }
+
+    /// Whether one node seeds it and the others join.
+    pub fn is_seeded(&self) -> bool {
+        self.formation.as_ref().is_some_and(|f| f.kind == FormationKind::Seeded)
+    }
+}
+
+impl Clustered {
+    /// What happens after the dark, of a system that one node seeds.
+    pub fn dark(&self) -> Option<Dark> {
+        self.formation.as_ref().filter(|f| f.kind == FormationKind::Seeded)?.dark
+    }
 }
 
 /// How often `health` is asked.

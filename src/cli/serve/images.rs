@@ -35,6 +35,7 @@ pub fn look_up(store: &Store, reference: &str) -> Result<Looked> {
         cmdline: config.cmdline,
         architecture: config.architecture,
         controller: config.controller,
+        clustered: config.clustered,
         secrets: config.secrets,
     };
     Ok(Looked { image: used, release: config.release, role: config.role })

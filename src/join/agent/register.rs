@@ -3,9 +3,10 @@
 
 use super::place::RUN;
 use crate::image::sign::public_text;
+use crate::join::renewal::Renewal;
 use crate::ledger::message::{Handover, RegisterAnswer, RegisterRequest, register_statement};
-use crate::sys::http::{Client, Timeouts};
-use crate::sys::{files, json, tls};
+use crate::sys::http::{Client, Timeouts, status_of};
+use crate::sys::{clock, files, json, tls};
 use anyhow::{Context, Result, anyhow};
 use base64::Engine as _;
 use ed25519_dalek::{Signer, SigningKey};
@@ -24,9 +25,16 @@ pub struct Registration {
     /// PEM.
     pub tls_key: String,
     pub answer: RegisterAnswer,
+    /// When the answer came, by the clock that nobody sets; an older agent did not keep it.
+    #[serde(default)]
+    pub got_ms: u64,
 }
 
 impl Registration {
+    pub fn renewal(&self) -> Renewal {
+        Renewal::new(self.answer.now_ms, self.answer.certificate_expires_ms, self.got_ms)
+    }
+
     /// A client that shows the generation's certificate to the pinned server.
     pub fn client(&self, handover: &Handover, timeouts: Timeouts) -> Result<Client> {
         let identity = tls::Identity { certificate: self.answer.certificate.clone(), key: self.tls_key.clone() };
@@ -41,8 +49,32 @@ pub fn earlier(handover: &Handover) -> Option<Registration> {
     (kept.boot_id == handover.boot_id).then_some(kept)
 }
 
+/// What an earlier boot's register brought, kept on the state disk.
+pub fn kept(handover: &Handover) -> Option<Registration> {
+    let path = on_disk(handover)?;
+    serde_json::from_slice(&files::read_bounded(&path, KEPT_MAX_BYTES).ok()?).ok()
+}
+
+/// Whether an error says that nobody answered, rather than that the answer was no.
+pub fn is_silence(error: &anyhow::Error) -> bool {
+    status_of(error).is_none()
+}
+
 /// Registers once and keeps the answer. The same boot may do it again: it stays one generation.
 pub fn register(handover: &Handover) -> Result<Registration> {
+    let before = earlier(handover).or_else(|| kept(handover));
+    let last_generation = before.as_ref().map_or(0, |r| r.answer.generation);
+    let result = register_as(handover, last_generation, None);
+    match (&result, before) {
+        // A server that lost its ledger still knows a certificate of its own.
+        (Err(e), Some(before)) if status_of(e) == Some(403) => {
+            register_as(handover, last_generation, Some(&before)).or(result)
+        }
+        _ => result,
+    }
+}
+
+fn register_as(handover: &Handover, last_generation: u64, shown: Option<&Registration>) -> Result<Registration> {
     let key = node_key(handover.state_dir.as_deref())?;
     let tls_key = rcgen::KeyPair::generate().context("making a TLS key")?;
     let csr = request_for(&handover.go.node, &tls_key)?;
@@ -57,16 +89,25 @@ pub fn register(handover: &Handover) -> Result<Registration> {
         key: public_text(&key.verifying_key()),
         signature: base64::engine::general_purpose::STANDARD.encode(key.sign(&statement).to_bytes()),
         csr,
+        last_generation,
     };
-    let client = Client::with_tls(tls::pinned(pin(handover)?, None)?).timeouts(TIMEOUTS);
+    let client = match shown {
+        Some(shown) => shown.client(handover, TIMEOUTS)?,
+        None => Client::with_tls(tls::pinned(pin(handover)?, None)?).timeouts(TIMEOUTS),
+    };
     let answer = json::post(&client, &format!("https://{}/v1/register", handover.tls), &request)?;
-    let registration = Registration { boot_id: handover.boot_id.clone(), tls_key: tls_key.serialize_pem(), answer };
+    let (boot_id, tls_key) = (handover.boot_id.clone(), tls_key.serialize_pem());
+    let registration = Registration { boot_id, tls_key, answer, got_ms: clock::monotonic_ms() };
     let bytes = serde_json::to_vec(&registration)?;
     files::write_atomic(&kept_in_memory(), &bytes, 0o600)?;
-    if let Some(dir) = &handover.state_dir {
-        files::write_atomic(&Path::new(dir).join("kiln/register.json"), &bytes, 0o600)?;
+    if let Some(path) = on_disk(handover) {
+        files::write_atomic(&path, &bytes, 0o600)?;
     }
     Ok(registration)
+}
+
+fn on_disk(handover: &Handover) -> Option<PathBuf> {
+    handover.state_dir.as_ref().map(|dir| Path::new(dir).join("kiln/register.json"))
 }
 
 fn kept_in_memory() -> PathBuf {

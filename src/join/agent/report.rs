@@ -2,18 +2,15 @@
 //! A server that does not answer stops nothing: the newest report waits, older ones are dropped.
 
 use super::Event;
-use super::register::Registration;
-use crate::ledger::message::{Handover, REPORT_INTERVAL_SECS, Report, ReportAnswer};
+use super::link::Link;
+use crate::ledger::message::{REPORT_INTERVAL_SECS, Report, ReportAnswer};
 use crate::sys::clock::growing_pause;
-use crate::sys::http::{Client, Timeouts, status_of};
-use crate::sys::json;
-use anyhow::Result;
+use crate::sys::http::{Timeouts, status_of};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 const INTERVAL: Duration = Duration::from_secs(REPORT_INTERVAL_SECS);
-const TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_secs(5), idle: Duration::from_secs(10) };
 /// A shutdown waits no longer for its last word.
 const LAST_TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_secs(2), idle: Duration::from_secs(2) };
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
@@ -26,11 +23,11 @@ pub struct Reporter {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    url: String,
+    link: Link,
 }
 
+#[derive(Default)]
 struct State {
-    client: Client,
     report: Option<Report>,
     /// The report was not sent in this form yet.
     fresh: bool,
@@ -40,33 +37,26 @@ struct State {
 }
 
 impl Reporter {
-    pub(super) fn start(handover: &Handover, registration: &Registration, events: Sender<Event>) -> Result<Reporter> {
-        let client = registration.client(handover, TIMEOUTS)?;
-        let state = Mutex::new(State { client, report: None, fresh: false, quiet_until: None, ended: false });
-        let url = format!("https://{}/v1/report", handover.tls);
-        let shared = Arc::new(Shared { state, changed: Condvar::new(), url });
+    /// Peer steps that the server wants done become events.
+    pub(super) fn start(link: Link, events: Sender<Event>) -> Reporter {
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), link });
         let worker = shared.clone();
         std::thread::spawn(move || worker.run(&events));
-        Ok(Reporter { shared })
+        Reporter { shared }
     }
 
-    /// What is to be reported from now on; the same again is no change.
+    /// What is to be reported from now on.
     pub fn set(&self, report: Report) {
         let mut state = self.shared.lock();
-        if state.report.as_ref() != Some(&report) {
-            state.report = Some(report);
-            state.fresh = true;
-            self.shared.changed.notify_all();
-        }
+        (state.report, state.fresh) = (Some(report), true);
+        self.shared.changed.notify_all();
     }
 
-    /// Goes on with the certificate of another register.
-    pub fn renew(&self, handover: &Handover, registration: &Registration) -> Result<()> {
-        let client = registration.client(handover, TIMEOUTS)?;
+    /// Sends again at once, with whatever certificate there is now.
+    pub fn renewed(&self) {
         let mut state = self.shared.lock();
-        (state.client, state.quiet_until, state.fresh) = (client, None, true);
+        (state.quiet_until, state.fresh) = (None, true);
         self.shared.changed.notify_all();
-        Ok(())
     }
 
     /// Sends nothing for a while.
@@ -76,14 +66,10 @@ impl Reporter {
     }
 
     /// Sends one more report and ends.
-    pub fn last(self, report: Report) {
-        let client = {
-            let mut state = self.shared.lock();
-            state.ended = true;
-            self.shared.changed.notify_all();
-            state.client.clone().timeouts(LAST_TIMEOUTS)
-        };
-        if let Err(e) = json::post::<ReportAnswer>(&client, &self.shared.url, &report) {
+    pub fn last(self, report: &Report) {
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_all();
+        if let Err(e) = self.shared.link.post::<ReportAnswer>("report", report, Some(LAST_TIMEOUTS)) {
             eprintln!("last report was not taken: {e:#}");
         }
     }
@@ -95,29 +81,31 @@ impl Shared {
     }
 
     fn run(&self, events: &Sender<Event>) {
-        let (mut failures, mut sent) = (0u32, Instant::now());
+        let (mut failures, mut sent, mut said) = (0u32, Instant::now(), Vec::new());
         loop {
-            let Some((client, report)) = self.next(sent) else { return };
-            match json::post::<ReportAnswer>(&client, &self.url, &report) {
-                Ok(_) => {
+            let Some(report) = self.next(sent) else { return };
+            match self.link.post::<ReportAnswer>("report", &report, None) {
+                Ok(answer) => {
                     if failures > 0 {
                         eprintln!("server takes reports again");
                     }
                     failures = 0;
+                    if answer.peers != said {
+                        said = answer.peers.clone();
+                        let _ = events.send(Event::Peers(answer.peers));
+                    }
                 }
                 Err(e) => {
                     failures = failures.saturating_add(1);
                     if failures == 1 {
                         eprintln!("report was not taken, trying again: {e:#}");
                     }
+                    let refused = matches!(status_of(&e), Some(401 | 403));
                     let mut state = self.lock();
                     state.fresh = true;
-                    state.quiet_until = Some(Instant::now() + growing_pause(failures, PAUSE_FIRST, INTERVAL));
-                    if matches!(status_of(&e), Some(401 | 403)) {
-                        // Until the main loop has an answer; it shortens or lengthens this.
-                        state.quiet_until = Some(Instant::now() + INTERVAL);
-                        let _ = events.send(Event::Refused(format!("{e:#}")));
-                    }
+                    // A refused one waits until the main loop has registered again, or hushes.
+                    let pause = if refused { INTERVAL } else { growing_pause(failures, PAUSE_FIRST, INTERVAL) };
+                    state.quiet_until = Some(Instant::now() + pause);
                 }
             }
             sent = Instant::now();
@@ -125,7 +113,7 @@ impl Shared {
     }
 
     /// Waits until a report is due; `None`: the end.
-    fn next(&self, sent: Instant) -> Option<(Client, Report)> {
+    fn next(&self, sent: Instant) -> Option<Report> {
         let mut state = self.lock();
         loop {
             if state.ended {
@@ -137,7 +125,7 @@ impl Shared {
             let wait = quiet.max(due);
             if let (true, Some(report)) = (wait.is_zero(), state.report.clone()) {
                 (state.fresh, state.quiet_until) = (false, None);
-                return Some((state.client.clone(), report));
+                return Some(report);
             }
             let wait = if state.report.is_none() { INTERVAL } else { wait };
             state = self.changed.wait_timeout(state, wait).unwrap_or_else(|p| p.into_inner()).0;

@@ -4,6 +4,7 @@
 use super::place::{RUN, secrets_dir, site_file};
 use crate::image::role::SYSTEMS_DIR;
 use crate::join::node::{Action, Job, Outcome};
+use crate::ledger::message::Data;
 use crate::sys::command;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
@@ -56,6 +57,35 @@ impl Scripts {
     pub fn perform(&self, action: &Action) -> Outcome {
         match &action.job {
             Job::Step { step, timeout_secs } => self.step(&action.system, step, Duration::from_secs(*timeout_secs)),
+            Job::Check { step, timeout_secs } => {
+                self.script(&action.system, &format!("{step}.check"), &[], Duration::from_secs(*timeout_secs))
+            }
+            Job::Look { unit } => match look(unit) {
+                Outcome::Later(why) => Outcome::Done(why), // on its way
+                other => other,
+            },
+            Job::Rank { units, timeout_secs } => {
+                let stopped = units.iter().rev().map(|u| stop(u)).find(|o| !matches!(o, Outcome::Done(_)));
+                stopped.unwrap_or_else(|| self.rank(&action.system, Duration::from_secs(*timeout_secs)))
+            }
+            Job::Seed { timeout_secs } => self.script(&action.system, "seed", &[], Duration::from_secs(*timeout_secs)),
+            Job::Join { members, lineage, set_aside, timeout_secs } => {
+                let mut line = vec![("KILN_MEMBERS", members.join(" ")), ("KILN_LINEAGE", lineage.clone())];
+                if *set_aside {
+                    line.push(("KILN_SET_ASIDE", "1".into()));
+                }
+                self.script(&action.system, "join", &Extra::variables(line), Duration::from_secs(*timeout_secs))
+            }
+            Job::Lineage { timeout_secs } => {
+                self.script(&action.system, "lineage", &[], Duration::from_secs(*timeout_secs))
+            }
+            Job::Peer { task, timeout_secs } => {
+                let extra = [Extra::Argument(task.node.clone())];
+                self.script(&action.system, &task.step, &extra, Duration::from_secs(*timeout_secs))
+            }
+            Job::AskStart { .. } | Job::AskStep { .. } | Job::Tell { .. } => {
+                Outcome::Failed("a message to the server is no script".into())
+            }
             Job::Start { units } => units
                 .iter()
                 .map(|u| start(u))
@@ -63,16 +93,16 @@ impl Scripts {
                 .unwrap_or(done("units are active")),
             Job::Health { units, timeout_secs } => {
                 let down = units.iter().map(|u| look(u)).find(|o| !matches!(o, Outcome::Done(_)));
-                down.unwrap_or_else(|| self.script(&action.system, "health", Duration::from_secs(*timeout_secs)))
+                down.unwrap_or_else(|| self.script(&action.system, "health", &[], Duration::from_secs(*timeout_secs)))
             }
         }
     }
 
     fn step(&self, system: &str, step: &str, timeout: Duration) -> Outcome {
-        let outcome = match self.script(system, &format!("{step}.check"), timeout) {
+        let outcome = match self.script(system, &format!("{step}.check"), &[], timeout) {
             Outcome::Done(_) => done("already so"),
             Outcome::Later(why) => return Outcome::Later(why),
-            _ => self.script(system, step, timeout),
+            _ => self.script(system, step, &[], timeout),
         };
         if matches!(outcome, Outcome::Done(_)) {
             let dir = self.done_dir.join(system);
@@ -82,7 +112,28 @@ impl Scripts {
         outcome
     }
 
-    fn script(&self, system: &str, name: &str, timeout: Duration) -> Outcome {
+    /// `blank`, or a lineage and a whole number.
+    fn rank(&self, system: &str, timeout: Duration) -> Outcome {
+        let said = match self.script(system, "rank", &[], timeout) {
+            Outcome::Done(said) => said,
+            other => return other,
+        };
+        match said.split_ascii_whitespace().collect::<Vec<_>>()[..] {
+            ["blank"] => Outcome::Ranked(Data::Blank),
+            [lineage, rank] => match rank.parse() {
+                Ok(rank) => Outcome::Ranked(Data::Holds { lineage: lineage.into(), rank }),
+                Err(_) => Outcome::Failed(format!("rank printed {said:?}: {rank:?} is no whole number")),
+            },
+            _ => Outcome::Failed(format!("rank printed {said:?}, neither `blank` nor `LINEAGE NUMBER`")),
+        }
+    }
+
+    /// Leaves the cluster in order before a shutdown, where the system has a script for it.
+    pub fn leave(&self, system: &str, timeout: Duration) -> Outcome {
+        self.script(system, "leave", &[], timeout)
+    }
+
+    fn script(&self, system: &str, name: &str, extra: &[Extra], timeout: Duration) -> Outcome {
         let path = self.dir.join(system).join(name);
         if !path.is_file() {
             return Outcome::Missing(format!("there is no script {}", path.display()));
@@ -96,6 +147,12 @@ impl Scripts {
             .env("KILN_SITE", site_file())
             .env("KILN_SECRETS", secrets_dir(system))
             .current_dir("/");
+        for extra in extra {
+            match extra {
+                Extra::Argument(argument) => line.arg(argument),
+                Extra::Variable(name, value) => line.env(name, value),
+            };
+        }
         match command::run(&mut line, b"", timeout) {
             Err(e) => Outcome::Failed(one_line(&format!("{e:#}"))),
             Ok(output) => {
@@ -106,6 +163,18 @@ impl Scripts {
                 outcome
             }
         }
+    }
+}
+
+/// What some scripts are told beside the common contract.
+enum Extra {
+    Argument(String),
+    Variable(&'static str, String),
+}
+
+impl Extra {
+    fn variables(all: Vec<(&'static str, String)>) -> Vec<Extra> {
+        all.into_iter().map(|(name, value)| Extra::Variable(name, value)).collect()
     }
 }
 
@@ -237,6 +306,22 @@ fn try_start(name: &str) -> Result<Outcome> {
             return Ok(Outcome::Later(format!("{name} is still {}", unit.active)));
         }
         std::thread::sleep(UNIT_POLL);
+    }
+}
+
+/// Makes sure that a unit does not run, and that a quick restart is not held against it.
+fn stop(name: &str) -> Outcome {
+    match show(name) {
+        Ok(unit) if unit.active == "inactive" && !unit.queued => done("inactive"),
+        Ok(unit) if unit.active == "failed" => {
+            let _ = command::run(Command::new("systemctl").args(["reset-failed", "--", name]), b"", SYSTEMCTL_TIMEOUT);
+            done("failed")
+        }
+        Ok(_) => match command::run_ok(Command::new("systemctl").args(["stop", "--", name]), b"", UNIT_WAIT) {
+            Ok(_) => done("stopped"),
+            Err(e) => Outcome::Later(one_line(&format!("{e:#}"))),
+        },
+        Err(e) => Outcome::Failed(one_line(&format!("{e:#}"))),
     }
 }
 

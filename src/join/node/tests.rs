@@ -41,10 +41,26 @@ fn failed() -> Outcome {
 fn due(node: &mut Node, now: u64) -> Vec<String> {
     let show = |a: Action| match a.job {
         Job::Step { step, timeout_secs } => format!("{}/{step} {timeout_secs}", a.system),
+        Job::Check { step, .. } => format!("{}/{step} check", a.system),
+        Job::Look { unit } => format!("{} look {unit}", a.system),
+        Job::Rank { .. } => format!("{} rank", a.system),
+        Job::AskStart { data, .. } => format!("{} ask {data:?}", a.system),
+        Job::AskStep { step, .. } => format!("{}/{step} ask", a.system),
+        Job::Tell { step, ok, .. } => format!("{}/{step} tell {ok}", a.system),
+        Job::Seed { .. } => format!("{} seed", a.system),
+        Job::Join { members, .. } => format!("{} join {}", a.system, members.join(" ")),
         Job::Start { units } => format!("{} start {}", a.system, units.join(" ")),
         Job::Health { .. } => format!("{} health", a.system),
+        Job::Lineage { .. } => format!("{} lineage", a.system),
+        Job::Peer { task, .. } => format!("{}/{} for {}", a.system, task.step, task.node),
     };
     node.due(now).into_iter().map(show).collect()
+}
+
+/// The running job of `system` ended.
+fn end(node: &mut Node, system: &str, outcome: Outcome, now: u64) {
+    let job = node.systems.iter().find(|t| t.system.name == system).and_then(|t| t.running.clone());
+    node.done(system, &job.expect("a job runs"), outcome, now);
 }
 
 fn state(node: &Node, name: &str) -> SystemState {
@@ -70,7 +86,7 @@ fn steps_then_units_then_health_then_late_steps_then_the_next_system() {
         assert_eq!(actions.len(), 1, "{order:?} {actions:?}");
         assert!(due(&mut node, now).is_empty(), "one job at a time");
         order.push(actions[0].clone());
-        node.done(actions[0].split([' ', '/']).next().unwrap(), ok(), now);
+        end(&mut node, actions[0].split([' ', '/']).next().unwrap(), ok(), now);
     }
     assert_eq!(
         order,
@@ -84,16 +100,16 @@ fn failures_pause_ever_longer_and_one_success_forgets_them() {
     let mut now = 0;
     for pause in [2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000] {
         assert_eq!(due(&mut node, now), ["a start a.service"]);
-        node.done("a", failed(), now);
+        end(&mut node, "a", failed(), now);
         assert_eq!(state(&node, "a"), SystemState::Failed);
         assert!(due(&mut node, now + pause - 1).is_empty());
         assert_eq!(node.next_ms(now), Some(now + pause));
         now += pause;
     }
     due(&mut node, now);
-    node.done("a", ok(), now);
+    end(&mut node, "a", ok(), now);
     assert_eq!(due(&mut node, now), ["a health"]);
-    node.done("a", ok(), now);
+    end(&mut node, "a", ok(), now);
     assert_eq!(node.report().0, Phase::Ready);
     assert_eq!(node.next_ms(now), Some(now + 10_000));
 }
@@ -102,10 +118,10 @@ fn failures_pause_ever_longer_and_one_success_forgets_them() {
 fn a_missing_health_script_is_never_healthy() {
     let mut node = Node::new(&[system("a", &[], vec![])], &BTreeSet::new(), 0);
     due(&mut node, 0);
-    node.done("a", ok(), 0);
+    end(&mut node, "a", ok(), 0);
     for round in 0..5 {
         assert_eq!(due(&mut node, round * 10_000), ["a health"]);
-        node.done("a", Outcome::Missing("no script health".into()), round * 10_000);
+        end(&mut node, "a", Outcome::Missing("no script health".into()), round * 10_000);
         assert_eq!((node.report().0, state(&node, "a")), (Phase::Join, SystemState::Failed));
     }
 }
@@ -115,21 +131,21 @@ fn a_system_that_was_healthy_is_watched_and_started_again_when_its_unit_is_gone(
     let mut node = Node::new(&[system("a", &[], vec![]), system("b", &["a"], vec![])], &BTreeSet::new(), 0);
     for _ in 0..4 {
         for action in node.due(0) {
-            node.done(&action.system, ok(), 0);
+            node.done(&action.system, &action.job, ok(), 0);
         }
     }
     assert_eq!(node.report().0, Phase::Ready);
     assert_eq!(due(&mut node, 10_000), ["a health", "b health"]);
-    node.done("a", failed(), 10_000);
-    node.done("b", ok(), 10_000);
+    end(&mut node, "a", failed(), 10_000);
+    end(&mut node, "b", ok(), 10_000);
     assert_eq!((node.report().0, state(&node, "a")), (Phase::Join, SystemState::Unhealthy));
     // b goes on: what has started is not torn down because of what it came after.
     assert_eq!(due(&mut node, 11_000), ["a health"]);
-    node.done("a", Outcome::Down("a.service is failed".into()), 11_000);
+    end(&mut node, "a", Outcome::Down("a.service is failed".into()), 11_000);
     assert_eq!(due(&mut node, 13_000), ["a start a.service"]);
-    node.done("a", ok(), 13_000);
+    end(&mut node, "a", ok(), 13_000);
     due(&mut node, 13_000);
-    node.done("a", ok(), 13_000);
+    end(&mut node, "a", ok(), 13_000);
     assert_eq!(node.report().0, Phase::Ready);
 }
 
@@ -185,7 +201,7 @@ proptest! {
             }
             prop_assert!(node.due(now).is_empty());
             for action in actions {
-                node.done(&action.system, outcomes.next().unwrap_or_else(ok), now);
+                node.done(&action.system, &action.job, outcomes.next().unwrap_or_else(ok), now);
             }
             let (phase, _, reports) = node.report();
             ever_complete.extend(reports.iter().filter(|r| r.state == SystemState::Healthy).map(|r| r.name.clone()));

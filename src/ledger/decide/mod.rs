@@ -2,21 +2,27 @@
 //! The order of the tests in each function is the order in which an operator would ask why.
 
 mod boot;
+mod claim;
+mod cluster;
 mod discovery;
 mod operator;
 mod register;
 mod report;
+mod step;
 #[cfg(test)]
 mod tests;
 
 pub use boot::{credential_of, may_boot};
+pub use claim::claim;
+pub use cluster::ranks;
 pub use operator::{MachineId, site_diff};
-pub use register::{Admitted, check as check_register};
+pub use register::{Admitted, Shown, check as check_register};
+pub use step::peers;
 
 use super::event::{Asked, Event, UsedImage};
 use super::live::Live;
-use super::message::{BootRequest, DiskRequest, PhaseReport, RegisterRequest, Report};
-use super::state::State;
+use super::message::{BootRequest, ClaimRequest, DiskRequest, DoneRequest, PhaseReport, RegisterRequest, Report};
+use super::state::{NodeState, State};
 use crate::image::id::{Digest, ImageId};
 use crate::site::{Mac, Site, Uuid};
 use std::collections::BTreeMap;
@@ -69,10 +75,34 @@ pub enum Command {
         request: Box<RegisterRequest>,
         source: Ipv4Addr,
         issued: Option<Issued>,
+        /// The certificate of ours that the request came with.
+        shown: Option<Shown>,
     },
     Report {
         fingerprint: Digest,
         report: Report,
+    },
+    Claim {
+        fingerprint: Digest,
+        request: ClaimRequest,
+    },
+    Done {
+        fingerprint: Digest,
+        request: DoneRequest,
+    },
+    /// The server starts; `doubt`: why it cannot vouch for its ledger being the newest.
+    Start {
+        doubt: Option<String>,
+    },
+    Form,
+    Adopt,
+    Recover {
+        system: String,
+        from: String,
+        accept_loss: bool,
+    },
+    Fence {
+        node: String,
     },
 }
 
@@ -160,6 +190,18 @@ pub fn speaker(state: &State, command: &Command) -> Option<(Mac, bool)> {
     Some((mac, discovery::is_stranger(state, mac)))
 }
 
+/// The node whose current generation carries this certificate, unless it is known to be off.
+fn current<'a>(state: &'a State, fingerprint: &Digest) -> Result<(&'a String, &'a NodeState), Refusal> {
+    match state.by_fingerprint(fingerprint) {
+        None => Err(Refusal::new(Why::Refused, "the certificate is not of a node's current generation")),
+        Some((name, node)) if node.is_fenced() => {
+            let reason = format!("generation {} of node {name} was fenced; restart the machine", node.generation);
+            Err(Refusal::new(Why::Refused, reason))
+        }
+        Some((name, node)) => Ok((name, node)),
+    }
+}
+
 /// The events that follow from a command, none if it changes nothing.
 pub fn decide(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Vec<Event>, Refusal> {
     let mut decided = rule(state, live, command, now_ms);
@@ -187,9 +229,20 @@ fn rule(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Ve
         Command::Phase { report } => discovery::phase(state, live, report, now_ms),
         Command::Boot(boot) => boot::boot(state, live, boot, now_ms),
         Command::Disk { request, source } => boot::disk(state, request, *source),
-        Command::Register { request, source, issued } => {
-            register::register(state, live, request, *source, *issued, now_ms)
+        Command::Register { request, source, issued, shown } => {
+            register::register(state, live, request, *source, *issued, shown.as_ref(), now_ms)
         }
-        Command::Report { fingerprint, report } => report::report(state, fingerprint, report),
+        Command::Report { fingerprint, report } => report::report(state, live, fingerprint, report, now_ms),
+        Command::Claim { fingerprint, request } => {
+            claim::claim(state, live, fingerprint, request, now_ms).map(|(events, _)| events)
+        }
+        Command::Done { fingerprint, request } => step::done(state, fingerprint, request),
+        Command::Start { doubt } => Ok(cluster::start(state, doubt.as_deref())),
+        Command::Form => cluster::form(state, live, now_ms),
+        Command::Adopt => cluster::adopt(state, live, now_ms),
+        Command::Recover { system, from, accept_loss } => {
+            cluster::recover(state, live, system, from, *accept_loss, now_ms)
+        }
+        Command::Fence { node } => cluster::fence(state, live, node, now_ms),
     }
 }

@@ -125,7 +125,7 @@ fn arguments<'a>(all: impl IntoIterator<Item = &'a String>) -> Result<(), Refusa
     }
 }
 
-fn must_exist(state: &State, node: &str) -> Result<(), Refusal> {
+pub(super) fn must_exist(state: &State, node: &str) -> Result<(), Refusal> {
     match state.site_node(node) {
         Some(_) => Ok(()),
         None => Err(Refusal::new(Why::NotFound, format!("no node {node:?} in this site; see kiln node ls"))),

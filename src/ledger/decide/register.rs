@@ -14,11 +14,21 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::Signature;
 use std::net::Ipv4Addr;
 
+/// A node's word for its generation is believed up to here: no count ever overflows.
+const GENERATION_MAX: u64 = 1 << 40;
+
 /// A register that may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admitted {
     pub generation: u64,
     pub by_credential: bool,
+}
+
+/// The node and the generation that a certificate of ours names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub node: String,
+    pub generation: u64,
 }
 
 /// Whether this register would be let in, and as which generation. The server asks it before it
@@ -28,6 +38,7 @@ pub fn check(
     live: &Live,
     request: &RegisterRequest,
     source: Ipv4Addr,
+    shown: Option<&Shown>,
     now_ms: u64,
 ) -> Result<Admitted, Refusal> {
     if !text::is_boot_id(&request.boot_id) {
@@ -50,6 +61,9 @@ pub fn check(
     let knows_key = known.key.as_deref() == Some(request.key.as_str());
     if known.boots.contains(&request.boot_id) {
         let current = known.session.as_ref().is_some_and(|s| s.boot_id == request.boot_id);
+        if current && known.is_fenced() {
+            return Err(refused(true, format!("generation {} was fenced; restart the machine", known.generation)));
+        }
         return match (current, knows_key) {
             // The agent was restarted: same boot, same key, same generation.
             (true, true) => Ok(Admitted { generation: known.generation, by_credential: false }),
@@ -57,8 +71,12 @@ pub fn check(
             (false, _) => Err(refused(true, "boot id of an older generation: a replay".into())),
         };
     }
-    let generation = known.generation + 1;
-    if knows_key {
+    // A ledger that was lost or taken from a backup counts on from what the node knows.
+    let shown = shown.filter(|s| s.node == node.name);
+    let last = known.generation.max(request.last_generation.min(GENERATION_MAX));
+    let generation = last.max(shown.map_or(0, |s| s.generation)) + 1;
+    // Our own authority said who it is before the ledger was lost.
+    if knows_key || (known.key.is_none() && shown.is_some()) {
         return Ok(Admitted { generation, by_credential: false });
     }
     presented(known.credential.as_ref(), &request.boot_id, request.credential.as_deref(), source).map_err(|what| {
@@ -85,13 +103,19 @@ pub(super) fn register(
     request: &RegisterRequest,
     source: Ipv4Addr,
     issued: Option<Issued>,
+    shown: Option<&Shown>,
     now_ms: u64,
 ) -> Result<Vec<Event>, Refusal> {
-    let admitted = check(state, live, request, source, now_ms)?;
+    let admitted = check(state, live, request, source, shown, now_ms)?;
     let Some(issued) = issued.filter(|i| i.generation == admitted.generation) else {
         return Err(Refusal::new(Why::Raced, "the node's generation moved meanwhile"));
     };
-    Ok(vec![Event::Registered {
+    let known = state.node(&request.node).generation;
+    let behind = (admitted.generation > known + 1).then(|| Event::Behind {
+        node: request.node.clone(),
+        reason: format!("its last generation was {}, the ledger knows {known}", admitted.generation - 1),
+    });
+    let registered = Event::Registered {
         node: request.node.clone(),
         generation: admitted.generation,
         boot_id: request.boot_id.clone(),
@@ -102,7 +126,8 @@ pub(super) fn register(
         image: request.image,
         version: text::word(&request.version),
         by_credential: admitted.by_credential,
-    }])
+    };
+    Ok([registered].into_iter().chain(behind.filter(|_| state.cluster.behind.is_none())).collect())
 }
 
 /// The signature proves that whoever registers holds the private half of `key`.

@@ -1,40 +1,112 @@
 //! `POST /v1/report`: an event only when something changed.
 
-use super::{Refusal, Why};
+use super::{Refusal, current, step};
 use crate::image::id::Digest;
 use crate::ledger::event::Event;
+use crate::ledger::live::Live;
 use crate::ledger::message::{Phase, Report, SystemReport, SystemState};
-use crate::ledger::state::State;
+use crate::ledger::state::{NodeState, State};
 use crate::ledger::text;
+use crate::recipe::system::{Clustered, Dark};
 
 /// More systems than this no role has.
 pub const SYSTEMS_MAX: usize = 64;
 
-pub(super) fn report(state: &State, fingerprint: &Digest, report: &Report) -> Result<Vec<Event>, Refusal> {
-    let Some((name, node)) = state.by_fingerprint(fingerprint) else {
-        return Err(Refusal::new(Why::Refused, "the certificate is not of a node's current generation"));
-    };
+pub(super) fn report(
+    state: &State,
+    live: &Live,
+    fingerprint: &Digest,
+    report: &Report,
+    now_ms: u64,
+) -> Result<Vec<Event>, Refusal> {
+    let (name, node) = current(state, fingerprint)?;
     let systems: Vec<SystemReport> = report
         .systems
         .iter()
         .take(SYSTEMS_MAX)
-        .map(|s| SystemReport { name: text::word(&s.name), state: s.state, reason: text::clean(&s.reason, 300) })
+        .map(|s| SystemReport {
+            name: text::word(&s.name),
+            state: s.state,
+            reason: text::clean(&s.reason, 300),
+            lineage: s.lineage.as_deref().map(text::word),
+        })
         .collect();
+    let mut events = Vec::new();
     let shape = |phase: Phase, systems: &[SystemReport]| -> (Phase, Vec<(String, SystemState)>) {
         (phase, systems.iter().map(|s| (s.name.clone(), s.state)).collect())
     };
     let left = node.session.as_ref().is_some_and(|s| s.left);
     let same = left == report.leaving
         && node.report.as_ref().is_some_and(|r| shape(r.phase, &r.systems) == shape(report.phase, &systems));
-    if same {
-        return Ok(Vec::new());
+    let role = state.site_node(name).map(|n| n.role.as_str()).unwrap_or_default();
+    for system in &systems {
+        if let (Some(known), Some(lineage)) = (state.clustered(role, &system.name), &system.lineage)
+            && known.dark().is_some()
+        {
+            events.extend(serves(state, name, node, known, lineage, report.seq));
+        }
     }
-    Ok(vec![Event::Reported {
-        node: name.clone(),
-        generation: node.generation,
-        phase: report.phase,
-        detail: text::detail(&report.detail),
-        systems,
-        leaving: report.leaving,
-    }])
+    events.extend(step::reported(state, name, node, report.seq, &report.running));
+    if !same {
+        events.push(Event::Reported {
+            node: name.clone(),
+            generation: node.generation,
+            phase: report.phase,
+            detail: text::detail(&report.detail),
+            systems,
+            leaving: report.leaving,
+        });
+    }
+    if state.cluster.unvouched.is_some() {
+        events.extend(vouch(state, live, fingerprint, report, &events, now_ms));
+    }
+    Ok(events)
+}
+
+/// Judged on what is known with this report.
+fn vouch(
+    state: &State,
+    live: &Live,
+    fingerprint: &Digest,
+    report: &Report,
+    events: &[Event],
+    now_ms: u64,
+) -> Option<Event> {
+    let (mut state, mut live) = (state.clone(), live.clone());
+    events.iter().for_each(|event| state.apply(event));
+    let command = super::Command::Report { fingerprint: *fingerprint, report: report.clone() };
+    live.note(&command, &state, now_ms);
+    step::vouched(&state, &live, now_ms).then_some(Event::Vouched {})
+}
+
+/// A node serves a seeded system: what that tells the ledger.
+fn serves(state: &State, name: &str, node: &NodeState, system: &Clustered, lineage: &str, seq: u64) -> Vec<Event> {
+    let formation = state.cluster.formation(&system.name);
+    let generation = node.generation;
+    let granted = formation.granted.get(name).filter(|g| g.generation == generation).map_or(0, |g| g.seq);
+    if seq <= formation.barrier(name, generation) {
+        return vec![]; // said before it stopped or was let in
+    }
+    let stopped = formation.stopped.get(name).is_some_and(|s| s.generation == generation && s.seq > granted);
+    let (system_name, node_name) = (system.name.clone(), name.to_string());
+    let seeds = formation.seeding.as_ref().is_some_and(|h| h.node == name && h.generation == generation);
+    let same = formation.lineage.as_deref() == Some(lineage);
+    let formed =
+        Event::Formed { system: system_name.clone(), node: node_name.clone(), generation, lineage: lineage.into() };
+    let behind = |reason: String| {
+        let event = Event::Behind { node: name.into(), reason };
+        if state.cluster.behind.is_none() && state.cluster.genesis { vec![event] } else { vec![] }
+    };
+    let mut events = match &formation.lineage {
+        _ if seeds && (same || formation.lineage.is_none()) => vec![formed],
+        _ if seeds && (system.dark() == Some(Dark::Reset) || formation.chosen.as_deref() == Some(name)) => vec![formed],
+        Some(_) if same => vec![],
+        Some(known) => behind(format!("it serves {} {lineage}, the ledger knows {known}", system.name)),
+        None => behind(format!("it serves {} {lineage}, which was never formed here", system.name)),
+    };
+    // It runs, so it no longer counts as stopped, and it holds data.
+    if stopped || (same && !formation.members.contains(name)) {
+        events.push(Event::Serves { system: system_name, node: node_name, generation, seq });
+    }
+    events
 }

@@ -36,6 +36,7 @@ fn image(number: u8) -> UsedImage {
         cmdline: vec![],
         architecture: "amd64".into(),
         controller: false,
+        clustered: vec![],
         secrets: vec!["galera.sst".into()],
     }
 }
@@ -162,13 +163,13 @@ impl World {
     }
 
     fn register_request(&mut self, request: RegisterRequest, source: Ipv4Addr) -> Result<u64, Refusal> {
-        let admitted = check_register(&self.state, &self.live, &request, source, self.now).ok();
+        let admitted = check_register(&self.state, &self.live, &request, source, None, self.now).ok();
         let issued = admitted.map(|a| Issued {
             generation: a.generation,
             fingerprint: Digest::of(format!("{}{}", request.node, a.generation).as_bytes()),
         });
         let node = request.node.clone();
-        self.run(Command::Register { request: Box::new(request), source, issued })?;
+        self.run(Command::Register { request: Box::new(request), source, issued, shown: None })?;
         Ok(self.state.node(&node).generation)
     }
 
@@ -201,6 +202,7 @@ fn request(name: &str, mac: Mac, boot_id: &str, key_number: u8, credential: Opti
         key: public_text(&key.verifying_key()),
         signature: BASE64.encode(signature.to_bytes()),
         csr,
+        last_generation: 0,
     }
 }
 
@@ -334,7 +336,8 @@ fn a_register_by_credential_while_the_session_lives_is_refused_and_raises_an_ala
     let credential = w.boot(2, BOOT_B).unwrap();
     // The old session speaks again before the register comes.
     let fingerprint = w.state.node("mem1").session.as_ref().unwrap().fingerprint;
-    let report = Report { phase: Phase::Ready, detail: String::new(), systems: vec![], leaving: false };
+    let report =
+        Report { phase: Phase::Ready, detail: String::new(), systems: vec![], leaving: false, seq: 0, running: vec![] };
     w.good(Command::Report { fingerprint, report });
     assert!(refused(w.register("mem1", BOOT_B, 2, credential.clone())).contains("while generation 1 lives"));
     assert_eq!(w.alarms("mem1"), 1);
@@ -352,7 +355,8 @@ fn a_node_in_memory_gets_a_credential_when_its_session_is_dead() {
     assert_eq!(w.in_role("mem1", 2, BOOT_B, 2), 2);
     // A session that said good-bye is dead at once.
     let fingerprint = w.state.node("mem1").session.as_ref().unwrap().fingerprint;
-    let report = Report { phase: Phase::Ready, detail: String::new(), systems: vec![], leaving: true };
+    let report =
+        Report { phase: Phase::Ready, detail: String::new(), systems: vec![], leaving: true, seq: 0, running: vec![] };
     w.good(Command::Report { fingerprint, report });
     assert_eq!(w.in_role("mem1", 2, BOOT_C, 3), 3);
     // Without a named disk a node that is no controller is one in memory.
@@ -486,8 +490,10 @@ fn a_report_is_an_event_only_when_something_changed() {
     let report = |state, reason: &str| Report {
         phase: Phase::Join,
         detail: String::new(),
-        systems: vec![SystemReport { name: "galera".into(), state, reason: reason.into() }],
+        systems: vec![SystemReport { name: "galera".into(), state, reason: reason.into(), lineage: None }],
         leaving: false,
+        seq: 0,
+        running: vec![],
     };
     let say = |w: &mut World, fingerprint, report| w.run(Command::Report { fingerprint, report }).map(|e| e.len());
     assert_eq!(say(&mut w, old, report(SystemState::Starting, "a")), Ok(1));
@@ -506,7 +512,7 @@ fn a_certificate_of_another_generation_is_not_taken() {
     let credential = w.boot(1, BOOT_A).unwrap();
     let request = Box::new(request("disk1", mac(1), BOOT_A, 1, credential));
     let stale = Some(Issued { generation: 2, fingerprint: Digest([1; 32]) });
-    let refusal = w.run(Command::Register { request, source: ip(11), issued: stale }).unwrap_err();
+    let refusal = w.run(Command::Register { request, source: ip(11), issued: stale, shown: None }).unwrap_err();
     assert_eq!((refusal.why, refusal.events.len()), (Why::Raced, 0));
 }
 

@@ -1,7 +1,7 @@
 //! The site's keys and what they sign: the server's own certificate (nodes pin its key) and one
 //! certificate for each generation of a node.
 
-use super::csr::{KeyKind, Request};
+use super::csr::{Der, INTEGER, KeyKind, OBJECT_ID, Request, SEQUENCE, SET, UTF8_STRING};
 use crate::image::id::Digest;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -103,6 +103,25 @@ impl Authority {
         let fingerprint = Digest::of(certificate.der());
         Ok(Issued { pem: certificate.pem(), fingerprint, expires_ms: (now + LIFETIME_SECS) * 1000 })
     }
+}
+
+/// The node and the generation that a certificate of ours names; whoever calls has checked its
+/// signature. X.509: RFC 5280 §4.1.
+pub fn names(der: &[u8]) -> Option<(String, u64)> {
+    const EXPLICIT_0: u8 = 0xa0;
+    let mut certificate = Der(Der(der).take(SEQUENCE).ok()?.1);
+    let mut signed = Der(certificate.take(SEQUENCE).ok()?.1);
+    signed.take(EXPLICIT_0).ok()?; // the version
+    signed.take(INTEGER).ok()?;
+    for _ in ["algorithm", "issuer", "validity"] {
+        signed.take(SEQUENCE).ok()?;
+    }
+    let mut subject = Der(signed.take(SEQUENCE).ok()?.1);
+    let mut attribute = Der(Der(subject.take(SET).ok()?.1).take(SEQUENCE).ok()?.1);
+    attribute.take(OBJECT_ID).ok()?;
+    let name = std::str::from_utf8(attribute.take(UTF8_STRING).ok()?.1).ok()?;
+    let (node, generation) = name.strip_suffix(".kiln")?.rsplit_once(".g")?;
+    Some((node.to_string(), generation.parse().ok()?))
 }
 
 fn named(common_name: &str) -> DistinguishedName {

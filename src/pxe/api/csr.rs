@@ -12,8 +12,11 @@ pub const PEM_MAX_BYTES: usize = 16 * 1024;
 const EC_P256: &[u8] = &[0x06, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 0x06, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
 /// AlgorithmIdentifier content: id-Ed25519 (RFC 8410 §3).
 const ED25519: &[u8] = &[0x06, 3, 0x2b, 0x65, 0x70];
-const SEQUENCE: u8 = 0x30;
-const INTEGER: u8 = 0x02;
+pub(super) const SEQUENCE: u8 = 0x30;
+pub(super) const SET: u8 = 0x31;
+pub(super) const INTEGER: u8 = 0x02;
+pub(super) const OBJECT_ID: u8 = 0x06;
+pub(super) const UTF8_STRING: u8 = 0x0c;
 const BIT_STRING: u8 = 0x03;
 
 /// The kinds of key that a generation may have.
@@ -75,12 +78,12 @@ fn der_of(pem: &str) -> Result<Vec<u8>, String> {
 }
 
 /// What is left of a DER value.
-struct Der<'a>(&'a [u8]);
+pub(super) struct Der<'a>(pub(super) &'a [u8]);
 
 impl<'a> Der<'a> {
     /// The next element, which must have this tag: (all of it, its content).
-    fn take(&mut self, tag: u8) -> Result<(&'a [u8], &'a [u8]), String> {
-        let bad = || "certificate request is not valid DER".to_string();
+    pub(super) fn take(&mut self, tag: u8) -> Result<(&'a [u8], &'a [u8]), String> {
+        let bad = || "it is not valid DER".to_string();
         let (&found, &first) = (self.0.first().ok_or_else(bad)?, self.0.get(1).ok_or_else(bad)?);
         let (head, length) = match first {
             0..=0x7f => (2, usize::from(first)),

@@ -5,9 +5,10 @@ use super::certificate::{Authority, Identity};
 use super::csr;
 use crate::image::id::Digest;
 use crate::ledger::answer;
-use crate::ledger::decide::{self, Boot, Command, Issued, Why};
+use crate::ledger::decide::{self, Boot, Command, Issued, Shown, Why};
 use crate::ledger::message::{
-    BootAnswer, BootRequest, DiskAnswer, DiskRequest, Refusal, RegisterAnswer, RegisterRequest, Report, ReportAnswer,
+    BootAnswer, BootRequest, ClaimRequest, DiskAnswer, DiskRequest, DoneAnswer, DoneRequest, Refusal, RegisterAnswer,
+    RegisterRequest, Report, ReportAnswer,
 };
 use crate::ledger::writer::{Ledger, SubmitError};
 use crate::pxe::counters::Counters;
@@ -115,10 +116,13 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let tls = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await.map_err(|_| "handshake-time-out")?;
     let tls = tls.map_err(|_| "handshake")?;
-    let certificate = tls.get_ref().1.peer_certificates().and_then(|c| c.first()).map(|c| Digest::of(c));
+    // The handshake has checked that our authority signed it.
+    let certificate = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
+    let peer = certificate.map(|c| Peer { fingerprint: Digest::of(c), shown: certificate_names(c) });
     let service = service_fn(move |request| {
         let api = api.clone();
-        async move { Ok::<_, std::convert::Infallible>(respond(&api, source, certificate, request).await) }
+        let peer = peer.clone();
+        async move { Ok::<_, std::convert::Infallible>(respond(&api, source, peer, request).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -131,7 +135,18 @@ async fn connection(
 
 type Reply = Response<Full<Bytes>>;
 
-async fn respond(api: &Api, source: Ipv4Addr, peer: Option<Digest>, request: Request<Incoming>) -> Reply {
+/// Whose certificate a connection came with.
+#[derive(Clone)]
+struct Peer {
+    fingerprint: Digest,
+    shown: Option<Shown>,
+}
+
+fn certificate_names(der: &[u8]) -> Option<Shown> {
+    super::certificate::names(der).map(|(node, generation)| Shown { node, generation })
+}
+
+async fn respond(api: &Api, source: Ipv4Addr, peer: Option<Peer>, request: Request<Incoming>) -> Reply {
     let answered = timeout(REQUEST_TIMEOUT, dispatch(api, source, peer, request)).await;
     let reply = answered.unwrap_or_else(|_| Err(Failed(503, "the server is busy".into())));
     reply.unwrap_or_else(|Failed(status, error)| {
@@ -159,11 +174,12 @@ impl From<SubmitError> for Failed {
 async fn dispatch(
     api: &Api,
     source: Ipv4Addr,
-    peer: Option<Digest>,
+    peer: Option<Peer>,
     request: Request<Incoming>,
 ) -> Result<Reply, Failed> {
     let path = format!("/{}", request.uri().path().trim_matches('/'));
-    if !["/v1/boot", "/v1/disk", "/v1/register", "/v1/report"].contains(&path.as_str()) {
+    const ROUTES: [&str; 6] = ["/v1/boot", "/v1/disk", "/v1/register", "/v1/report", "/v1/claim", "/v1/done"];
+    if !ROUTES.contains(&path.as_str()) {
         return Err(Failed(404, "nothing of that name here".into()));
     }
     if request.method() != Method::POST {
@@ -172,9 +188,15 @@ async fn dispatch(
     match path.as_str() {
         "/v1/boot" => boot(api, source, read(request).await?).await,
         "/v1/disk" => disk(api, source, read(request).await?).await,
-        "/v1/register" => register(api, source, read(request).await?).await,
-        _ => report(api, peer, read(request).await?).await,
+        "/v1/register" => register(api, source, peer.and_then(|p| p.shown), read(request).await?).await,
+        "/v1/claim" => claim(api, known(peer)?, read(request).await?).await,
+        "/v1/done" => done(api, known(peer)?, read(request).await?).await,
+        _ => report(api, known(peer)?, read(request).await?).await,
     }
+}
+
+fn known(peer: Option<Peer>) -> Result<Digest, Failed> {
+    peer.map(|p| p.fingerprint).ok_or_else(|| Failed(403, "this needs the generation's certificate".into()))
 }
 
 async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Failed> {
@@ -236,19 +258,26 @@ async fn disk(api: &Api, source: Ipv4Addr, request: DiskRequest) -> Result<Reply
     }
 }
 
-async fn register(api: &Api, source: Ipv4Addr, request: RegisterRequest) -> Result<Reply, Failed> {
+async fn register(
+    api: &Api,
+    source: Ipv4Addr,
+    shown: Option<Shown>,
+    request: RegisterRequest,
+) -> Result<Reply, Failed> {
     let csr = csr::parse(&request.csr).map_err(|reason| Failed(400, reason))?;
     for _ in 0..RACES_MAX {
         let now = api.ledger.snapshot();
         // A certificate is made only for a register that would be let in; the refused one goes on
         // to the ledger all the same, which may raise an alarm.
-        let admitted = decide::check_register(&now.state, &now.live, &request, source, clock::monotonic_ms()).ok();
+        let shown = shown.as_ref();
+        let at = clock::monotonic_ms();
+        let admitted = decide::check_register(&now.state, &now.live, &request, source, shown, at).ok();
         let issue = |a: decide::Admitted| api.authority.issue(&csr, &request.node, a.generation, clock::now_ms());
         let certificate = admitted.map(issue).transpose().map_err(|e| Failed(500, e))?;
         let issued = admitted
             .zip(certificate.as_ref())
             .map(|(a, c)| Issued { generation: a.generation, fingerprint: c.fingerprint });
-        let command = Command::Register { request: Box::new(request.clone()), source, issued };
+        let command = Command::Register { request: Box::new(request.clone()), source, issued, shown: shown.cloned() };
         let outcome = match api.ledger.submit(command).await {
             Ok(outcome) => outcome,
             Err(error) if error.why() == Some(Why::Raced) => continue,
@@ -277,8 +306,24 @@ async fn register(api: &Api, source: Ipv4Addr, request: RegisterRequest) -> Resu
     Err(Failed(409, "registers of this node overtake each other; try again".into()))
 }
 
-async fn report(api: &Api, peer: Option<Digest>, report: Report) -> Result<Reply, Failed> {
-    let fingerprint = peer.ok_or_else(|| Failed(403, "a report needs the generation's certificate".into()))?;
-    api.ledger.submit(Command::Report { fingerprint, report }).await?;
-    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms() }))
+async fn report(api: &Api, fingerprint: Digest, report: Report) -> Result<Reply, Failed> {
+    let outcome = api.ledger.submit(Command::Report { fingerprint, report }).await?;
+    let now = &outcome.snapshot;
+    let name = now.state.by_fingerprint(&fingerprint).map(|(name, _)| name.as_str()).unwrap_or_default();
+    let peers = decide::peers(&now.state, &now.live, name, clock::monotonic_ms());
+    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms(), peers }))
+}
+
+/// What was decided is folded by now; asked again, the same question gets the same answer.
+async fn claim(api: &Api, fingerprint: Digest, request: ClaimRequest) -> Result<Reply, Failed> {
+    let outcome = api.ledger.submit(Command::Claim { fingerprint, request: request.clone() }).await?;
+    let now = &outcome.snapshot;
+    let (_, verdict) = decide::claim(&now.state, &now.live, &fingerprint, &request, clock::monotonic_ms())
+        .map_err(|refusal| Failed(409, refusal.reason))?;
+    Ok(json(200, &verdict))
+}
+
+async fn done(api: &Api, fingerprint: Digest, request: DoneRequest) -> Result<Reply, Failed> {
+    api.ledger.submit(Command::Done { fingerprint, request }).await?;
+    Ok(json(200, &DoneAnswer { now_ms: clock::now_ms() }))
 }
