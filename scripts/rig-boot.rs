@@ -72,6 +72,9 @@ struct Machine {
     /// Name of the container.
     #[arg(long)]
     name: String,
+    /// A program to run with the node's name and the root before the role's init starts, if it exists: for faults.
+    #[arg(long)]
+    patch: PathBuf,
     /// Most that the root's writable part takes of the memory, MiB.
     #[arg(long, default_value_t = 4096)]
     upper: u64,
@@ -227,6 +230,9 @@ impl Boot {
             files::write_atomic(&target.join("kiln/handover.json"), &serde_json::to_vec(&saved)?, 0o600)?;
         }
         without_clock(&root)?;
+        if self.machine.patch.exists() {
+            tool(&self.machine.patch.display().to_string(), &[&handover.go.node], &[&root])?;
+        }
         let run = self.machine.dir.join("run");
         mount::memory(&run, 64 << 20, 0o755)?;
         files::write_atomic(&run.join("boot.json"), &serde_json::to_vec(&handover)?, 0o600)?;
