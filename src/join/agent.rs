@@ -205,7 +205,7 @@ impl Agent {
             match self.events.recv_timeout(wait) {
                 Ok(Event::Done { action, outcome }) => {
                     show(&action.system, &outcome);
-                    if matches!(action.job, Job::Peer { .. }) {
+                    if matches!((&action.job, &outcome), (Job::Peer { .. }, Outcome::Done(_))) {
                         reporter.renewed(); // its answer has the next one
                     }
                     node.done(&action.system, &action.job, outcome, monotonic_ms());

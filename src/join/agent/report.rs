@@ -81,7 +81,7 @@ impl Shared {
     }
 
     fn run(&self, events: &Sender<Event>) {
-        let (mut failures, mut sent, mut said) = (0u32, Instant::now(), Vec::new());
+        let (mut failures, mut sent, mut said) = (0u32, Instant::now(), false);
         loop {
             let Some(report) = self.next(sent) else { return };
             match self.link.post::<ReportAnswer>("report", &report, None) {
@@ -90,8 +90,9 @@ impl Shared {
                         eprintln!("server takes reports again");
                     }
                     failures = 0;
-                    if answer.peers != said {
-                        said = answer.peers.clone();
+                    // The same one again is one that failed.
+                    if !answer.peers.is_empty() || said {
+                        said = !answer.peers.is_empty();
                         let _ = events.send(Event::Peers(answer.peers));
                     }
                 }
