@@ -19,6 +19,7 @@ use crate::ledger::message::{
 use crate::recipe::System;
 use crate::recipe::system::{STEP_TIMEOUT_DEFAULT_SECS, Scope, Step, seconds};
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
 /// Pause after the first failure of a system; doubled with each further one …
 pub const RETRY_FIRST_MS: u64 = 2_000;
@@ -335,6 +336,23 @@ impl Node {
             (asks || runs).then(|| RunningStep { system: t.system.name.clone(), step: step.clone() })
         };
         self.systems.iter().filter_map(of).collect()
+    }
+
+    /// All that the coming jobs depend on, times and counts aside, with numbers of messages put
+    /// through `seq`: two nodes of the same shape go the same ways (`tests/explore.rs`).
+    pub fn shape(&self, mut seq: impl FnMut(u64) -> u64, hasher: &mut impl Hasher) {
+        (&self.peers, &self.offline).hash(hasher);
+        for t in &self.systems {
+            (&t.steps_done, &t.forming, t.started, t.healthy, &t.lineage, &t.steps_lineage).hash(hasher);
+            match &t.stage {
+                Some((step, Stage::Run { seq: of })) => (step, 1, seq(*of)).hash(hasher),
+                Some((step, Stage::Tell { seq: of, ok, .. })) => (step, 2, seq(*of), ok).hash(hasher),
+                Some((step, Stage::Ask)) => (step, 3).hash(hasher),
+                Some((step, Stage::Check)) => (step, 4).hash(hasher),
+                None => 5.hash(hasher),
+            }
+            t.running.as_ref().map(std::mem::discriminant).hash(hasher);
+        }
     }
 
     /// The next job of a system, or what it waits for.

@@ -1,0 +1,800 @@
+//! Every path through the production protocol on a small world: three controllers, one seeded
+//! system with a late cluster step, faults. No second model: `ledger::decide`, `State::apply`,
+//! `Live` and `join::node::Node` are what runs; `tests/world` makes up what they talk to.
+//!
+//! Breadth first over a set of hashed states, so that the first violation found has a shortest
+//! trace. It is written here because what a library would bring (a loop and a hash set) is small
+//! against what it would ask: its own actor or state traits around code that has none, and keys
+//! without the times and message numbers that grow for ever. Two states are one if whatever
+//! decides their future is equal: times, pauses and retry counts are left out, the numbers of a
+//! node's messages are replaced by their order. A key has 64 bits: with 10^7 states the odds that
+//! any two different ones were taken for one are 3 in a million.
+//!
+//! What is one step: a node goes on until it has talked to the server once or changed a process
+//! that others see; what it does alone in between (look, rank, check, health, lineage) is one with
+//! that. A message and its answer are one step too, unless it is lost, late or answered after
+//! another node's was decided: each of these is a step of its own.
+
+mod world;
+
+use kiln::join::node::{Action, Job};
+use kiln::ledger::cluster::Formation;
+use kiln::ledger::message::{Data, Phase};
+use kiln::ledger::state::State;
+use kiln::ledger::{Command, Live};
+use kiln::recipe::system::{Dark, Scope};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeSet, HashSet};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Instant;
+use world::server::Mutation;
+use world::{Fate, Role, World};
+
+/// The server's clock stands still: silence is a step ([`Act::Silence`]).
+const NOW: u64 = 1_000_000_000;
+const NODES: usize = 3;
+/// Longer than any pause of a node.
+const PAUSE_MS: u64 = 120_000;
+/// Rounds of the final phase; each is one step of everyone.
+const CALM_ROUNDS: usize = 60;
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+struct Faults {
+    /// A node's power goes, its disk stays.
+    crash: u8,
+    /// A node's power goes, its disk is blank from then on.
+    wipe: u8,
+    /// The power of all goes at once.
+    dark: u8,
+    /// The process of the system dies.
+    die: u8,
+    /// The agent is started again.
+    agent: u8,
+    /// The server is started again.
+    restart: u8,
+    /// The ledger is empty from then on.
+    loss: u8,
+    /// The ledger is put back to what it was at some earlier moment.
+    rollback: u8,
+    /// A node cannot reach the server for a while.
+    cut: u8,
+    /// No node can.
+    deaf: u8,
+    /// An answer is lost.
+    answer: u8,
+    /// A message arrives late.
+    late: u8,
+    /// A message arrives twice, the second time late.
+    twice: u8,
+    /// The operator fences a node that is off.
+    fence: u8,
+    /// A claim is answered after another node's was decided.
+    batch: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Act {
+    Boot(u8),
+    Register(u8),
+    Offline(u8),
+    Go(u8, Fate),
+    Together(u8, u8),
+    Report(u8, Fate),
+    EndStep(u8),
+    Crash(u8),
+    Wipe(u8),
+    Dark,
+    Die(u8),
+    Agent(u8),
+    Silence(u8),
+    Cut(u8),
+    Deaf,
+    Heal,
+    Late(u8),
+    Restart,
+    Lose,
+    Backup,
+    Restore,
+    Form,
+    Adopt,
+    Fence(u8),
+}
+
+/// A world with the faults that may still happen to it.
+#[derive(Clone)]
+struct Place {
+    world: World,
+    left: Faults,
+    /// The ledger that will be put back.
+    backup: Option<Arc<State>>,
+    /// A ledger was lost or put back: the operator may act.
+    doubted: bool,
+}
+
+fn roles() -> Vec<Role> {
+    let late = world::step("schema", Scope::Cluster, &["db"], None);
+    vec![Role { name: "c", systems: vec![world::system("db", &[], Some(Dark::Rank), vec![late])], nodes: NODES }]
+}
+
+/// An empty ledger that knows its site.
+fn unformed() -> World {
+    World::new(&roles(), NOW)
+}
+
+fn start(left: Faults, mutation: Mutation) -> Place {
+    let mut world = unformed();
+    world.server.mutation = mutation;
+    world.server.command(&Command::Form, NOW).expect("form");
+    Place { world, left, backup: None, doubted: false }
+}
+
+/// How far a node got in one step.
+#[derive(PartialEq, Eq, Debug)]
+enum Gone {
+    /// It waits.
+    Nowhere,
+    Alone,
+    /// It changed what others see.
+    Acted,
+    /// It talked to the server.
+    Talked,
+}
+
+impl Place {
+    /// The node's next job that is not its own business only; those before it are done.
+    fn next_job(&mut self, n: usize) -> (Gone, Option<Action>) {
+        let mut gone = Gone::Nowhere;
+        for _ in 0..40 {
+            let world = &mut self.world;
+            let clock = world.machines[n].clock;
+            let Some(run) = &mut world.machine(n).run else { return (gone, None) };
+            let mut due = run.node.due(clock);
+            if due.is_empty() {
+                // Times go by until something is due.
+                world.machine(n).clock += PAUSE_MS;
+                let clock = world.machines[n].clock;
+                let Some(run) = &mut world.machine(n).run else { return (gone, None) };
+                due = run.node.due(clock);
+            }
+            let Some(action) = due.pop() else { return (gone, None) };
+            if world.is_cluster_step(n, &action) {
+                world.begin_step(n, &action);
+                return (Gone::Acted, None);
+            }
+            let sees = matches!(action.job, Job::Seed { .. } | Job::Join { .. });
+            let starts = matches!(action.job, Job::Start { .. }) && !world.processes[0].runs(n);
+            match world.perform(n, &action) {
+                None => return (gone, Some(action)),
+                Some(outcome) => {
+                    let healthy = matches!(action.job, Job::Health { .. });
+                    self.end(n, &action, outcome);
+                    gone = Gone::Alone;
+                    if sees || starts {
+                        return (Gone::Acted, None);
+                    }
+                    if healthy && self.settled(n) {
+                        return (gone, None);
+                    }
+                }
+            }
+        }
+        (gone, None)
+    }
+
+    /// Only a later look at the health would be due.
+    fn settled(&mut self, n: usize) -> bool {
+        let world = &mut self.world;
+        let clock = world.machines[n].clock;
+        let serves = world.processes[0].serves(n) || world.processes[0].runs(n);
+        let run = world.machines[n].run.as_ref().expect("it runs");
+        serves && run.node.clone().due(clock).is_empty()
+    }
+
+    fn end(&mut self, n: usize, action: &Action, outcome: kiln::join::node::Outcome) {
+        let machine = self.world.machine(n);
+        let clock = machine.clock;
+        if let Some(run) = &mut machine.run {
+            run.node.done(&action.system, &action.job, outcome, clock);
+        }
+    }
+
+    fn go(&mut self, n: usize, fate: Fate) -> Gone {
+        let (gone, Some(action)) = self.next_job(n) else {
+            return Gone::Alone;
+        };
+        let _ = gone;
+        let outcome = self.world.exchange(n, &action, fate, NOW).expect("a message");
+        self.end(n, &action, outcome);
+        self.after_answer(n);
+        Gone::Talked
+    }
+
+    /// Both nodes' messages are decided before either is answered.
+    fn together(&mut self, a: usize, b: usize) -> bool {
+        let ((_, Some(one)), (_, Some(two))) = (self.next_job(a), self.next_job(b)) else { return false };
+        let first = self.world.ask(a, &one, Fate::Good, NOW).expect("a message");
+        let second = self.world.ask(b, &two, Fate::Good, NOW).expect("a message");
+        for (n, action, asked) in [(a, one, first), (b, two, second)] {
+            let outcome = match asked {
+                Ok(()) => self.world.answered(n, &action, NOW),
+                Err(outcome) => outcome,
+            };
+            self.end(n, &action, outcome);
+            self.after_answer(n);
+        }
+        true
+    }
+
+    /// A cluster step that may run begins at once: that is nobody else's business.
+    fn after_answer(&mut self, n: usize) {
+        let runs = |p: &Place| p.world.machines[n].run.as_ref().is_some_and(|r| !r.node.running_steps().is_empty());
+        if runs(self) && self.world.machines[n].steps.is_empty() {
+            let clock = self.world.machines[n].clock;
+            let due = self.world.machine(n).run.as_mut().map(|r| r.node.due(clock)).unwrap_or_default();
+            for action in due {
+                if self.world.is_cluster_step(n, &action) {
+                    self.world.begin_step(n, &action);
+                } else if let Some(outcome) = self.world.perform(n, &action) {
+                    self.end(n, &action, outcome);
+                }
+            }
+        }
+    }
+
+    fn base(&self) -> Arc<State> {
+        unformed().server.state
+    }
+
+    /// The place after an act; `None`: it cannot happen here, or changes nothing.
+    fn after(&self, act: Act) -> Option<Place> {
+        let mut p = self.clone();
+        let w = &mut p.world;
+        let take = |left: &mut u8| -> Option<()> {
+            *left = left.checked_sub(1)?;
+            Some(())
+        };
+        let on = |n: u8| self.world.machines[n as usize].on;
+        match act {
+            Act::Boot(n) if !on(n) => w.boot(n as usize),
+            Act::Register(n) => {
+                let m = &self.world.machines[n as usize];
+                let wants = m.on && (m.cert.is_none() || m.refused);
+                if !wants || !w.register(n as usize, NOW) {
+                    return None;
+                }
+            }
+            Act::Offline(n) => {
+                if !w.machines[n as usize].cut || !w.go_offline(n as usize) {
+                    return None;
+                }
+            }
+            Act::Go(n, fate) if on(n) => {
+                w.machines[n as usize].run.as_ref()?;
+                spend(&mut p.left, fate)?;
+                if p.go(n as usize, fate) != Gone::Talked && fate != Fate::Good {
+                    return None;
+                }
+            }
+            Act::Together(a, b) => {
+                take(&mut p.left.batch)?;
+                w.machines[a as usize].run.as_ref()?;
+                w.machines[b as usize].run.as_ref()?;
+                if !p.together(a as usize, b as usize) {
+                    return None;
+                }
+            }
+            Act::Report(n, fate) if on(n) => {
+                let m = &self.world.machines[n as usize];
+                if m.run.is_none() || m.cert.is_none() || m.cut || m.refused {
+                    return None;
+                }
+                spend(&mut p.left, fate)?;
+                w.report(n as usize, fate, NOW);
+            }
+            Act::EndStep(n) => {
+                let action = w.machines[n as usize].steps.first()?.clone();
+                let outcome = w.end_step(n as usize, &action);
+                p.end(n as usize, &action, outcome);
+            }
+            Act::Crash(n) if on(n) => {
+                take(&mut p.left.crash)?;
+                w.power_off(n as usize, false);
+            }
+            Act::Wipe(n) if on(n) => {
+                take(&mut p.left.wipe)?;
+                w.power_off(n as usize, true);
+            }
+            Act::Dark => {
+                take(&mut p.left.dark)?;
+                w.dark();
+            }
+            Act::Die(n) if on(n) && w.processes[0].runs(n as usize) => {
+                take(&mut p.left.die)?;
+                w.stop(0, n as usize, false);
+            }
+            Act::Agent(n) if on(n) => {
+                take(&mut p.left.agent)?;
+                w.machines[n as usize].cert.as_ref()?;
+                let systems = w.fixed.systems_of(n as usize).to_vec();
+                w.machine(n as usize).restart_agent(&systems);
+            }
+            Act::Silence(n) => {
+                let m = &w.machines[n as usize];
+                let name = w.fixed.names[n as usize].clone();
+                let heard = w.server.live.heard.get(&name).is_some_and(|h| h.at_ms == NOW);
+                if !heard || (m.on && !m.cut && m.cert.is_some()) {
+                    return None;
+                }
+                silence(&mut w.server.live, &name);
+            }
+            Act::Cut(n) if !w.machines.iter().any(|m| m.cut) => {
+                take(&mut p.left.cut)?;
+                w.machine(n as usize).cut = true;
+            }
+            Act::Deaf if !w.machines.iter().any(|m| m.cut) => {
+                take(&mut p.left.deaf)?;
+                (0..NODES).for_each(|n| w.machine(n).cut = true);
+            }
+            Act::Heal if w.machines.iter().any(|m| m.cut) => (0..NODES).for_each(|n| w.machine(n).cut = false),
+            Act::Late(i) if (i as usize) < w.late.len() => w.deliver_late(i as usize, NOW),
+            Act::Restart => {
+                take(&mut p.left.restart)?;
+                w.server.restart(None, NOW);
+            }
+            Act::Lose => {
+                take(&mut p.left.loss)?;
+                w.server.state = self.base();
+                w.server.restart(Some("the ledger was lost"), NOW);
+                p.doubted = true;
+            }
+            Act::Backup if self.backup.is_none() && self.left.rollback > 0 => p.backup = Some(w.server.state.clone()),
+            Act::Restore => {
+                take(&mut p.left.rollback)?;
+                w.server.state = p.backup.take()?;
+                w.server.restart(Some("the ledger is from a backup"), NOW);
+                p.doubted = true;
+            }
+            Act::Form | Act::Adopt if self.doubted => {
+                let command = if act == Act::Form { Command::Form } else { Command::Adopt };
+                let changed = w.server.command(&command, NOW).is_ok_and(|events| !events.is_empty());
+                if !changed {
+                    return None;
+                }
+            }
+            Act::Fence(n) if !on(n) => {
+                take(&mut p.left.fence)?;
+                let node = w.fixed.names[n as usize].clone();
+                let changed = w.server.command(&Command::Fence { node }, NOW).is_ok_and(|events| !events.is_empty());
+                if !changed {
+                    return None;
+                }
+            }
+            _ => return None,
+        }
+        p.world.check();
+        Some(p)
+    }
+
+    fn acts(&self) -> Vec<Act> {
+        let mut acts = Vec::with_capacity(64);
+        let left = &self.left;
+        for n in 0..NODES as u8 {
+            acts.extend([Act::Boot(n), Act::Register(n), Act::Offline(n), Act::Go(n, Fate::Good)]);
+            acts.extend([Act::Report(n, Fate::Good), Act::EndStep(n), Act::Silence(n)]);
+            let fates = [(left.answer, Fate::AnswerLost), (left.late, Fate::Delayed), (left.twice, Fate::Twice)];
+            for fate in fates.iter().filter(|(left, _)| *left > 0).map(|(_, fate)| *fate) {
+                acts.push(Act::Go(n, fate));
+                if fate != Fate::AnswerLost {
+                    acts.push(Act::Report(n, fate));
+                }
+            }
+            let faults = [
+                (left.crash, Act::Crash(n)),
+                (left.wipe, Act::Wipe(n)),
+                (left.die, Act::Die(n)),
+                (left.agent, Act::Agent(n)),
+                (left.cut, Act::Cut(n)),
+                (left.fence, Act::Fence(n)),
+            ];
+            acts.extend(faults.iter().filter(|(left, _)| *left > 0).map(|(_, act)| *act));
+            if left.batch > 0 {
+                acts.extend((0..NODES as u8).filter(|m| *m != n).map(|m| Act::Together(n, m)));
+            }
+        }
+        acts.extend((0..self.world.late.len() as u8).map(Act::Late));
+        acts.extend([Act::Heal, Act::Form, Act::Adopt]);
+        let faults = [
+            (left.dark, Act::Dark),
+            (left.deaf, Act::Deaf),
+            (left.restart, Act::Restart),
+            (left.loss, Act::Lose),
+            (left.rollback, Act::Backup),
+            (left.rollback, Act::Restore),
+        ];
+        acts.extend(faults.iter().filter(|(left, _)| *left > 0).map(|(_, act)| *act));
+        acts
+    }
+
+    /// What decides this place's future, as one number.
+    fn key(&self) -> u64 {
+        let w = &self.world;
+        let mut seqs: Vec<Vec<u64>> = vec![vec![0]; NODES];
+        for (n, m) in w.machines.iter().enumerate() {
+            let seqs = &mut seqs[n];
+            if let Some(run) = &m.run {
+                seqs.extend(run.said.iter().map(|r| r.seq));
+                run.node.shape(
+                    |seq| {
+                        seqs.push(seq);
+                        0
+                    },
+                    &mut DefaultHasher::new(),
+                );
+            }
+        }
+        let of = |name: &str| w.fixed.index(name);
+        for state in [Some(&w.server.state), self.backup.as_ref()].into_iter().flatten() {
+            for f in state.cluster.formations.values() {
+                f.granted.iter().for_each(|(n, g)| seqs[of(n)].push(g.seq));
+                f.stopped.iter().for_each(|(n, s)| seqs[of(n)].push(s.seq));
+            }
+            let holders = state.cluster.steps.values().filter_map(|s| s.holder.as_ref());
+            holders.for_each(|(h, seq)| seqs[of(&h.node)].push(*seq));
+        }
+        for (n, h) in &w.server.live.heard {
+            seqs[of(n)].extend(h.report.iter().map(|r| r.seq));
+        }
+        w.late.iter().for_each(|l| seqs[l.node].push(seq_of(&l.command)));
+        for seqs in &mut seqs {
+            seqs.sort_unstable();
+            seqs.dedup();
+        }
+        let rank = |n: usize, seq: u64| seqs[n].binary_search(&seq).expect("it was put there") as u64;
+
+        let mut h = DefaultHasher::new();
+        (self.left, self.doubted).hash(&mut h);
+        for (n, m) in w.machines.iter().enumerate() {
+            (m.on, m.cut, m.boots, m.key, m.kept, &m.asked, &m.stores, m.refused, m.registers).hash(&mut h);
+            m.cert.as_ref().map(|c| (c.print, c.generation)).hash(&mut h);
+            m.steps.hash(&mut h);
+            if let Some(run) = &m.run {
+                run.node.shape(|seq| rank(n, seq), &mut h);
+                for r in &run.said {
+                    (rank(n, r.seq), r.phase).hash(&mut h);
+                    r.systems.iter().for_each(|s| s.lineage.hash(&mut h));
+                    r.running.iter().for_each(|r| r.step.hash(&mut h));
+                }
+            }
+        }
+        w.processes.hash(&mut h);
+        hash_state(&w.server.state, &rank, w, &mut h);
+        if let Some(backup) = &self.backup {
+            hash_state(backup, &rank, w, &mut h);
+        }
+        hash_live(&w.server.live, &rank, w, &mut h);
+        for late in &w.late {
+            (late.node, late.generation, rank(late.node, seq_of(&late.command))).hash(&mut h);
+            match &*late.command {
+                Command::Claim { fingerprint, request } => {
+                    fingerprint.hash(&mut h);
+                    match &request.ask {
+                        kiln::ledger::message::Ask::Start { data } => data.hash(&mut h),
+                        kiln::ledger::message::Ask::Step { step } => step.hash(&mut h),
+                    }
+                }
+                Command::Report { fingerprint, report } => {
+                    (fingerprint, report.phase).hash(&mut h);
+                    report.systems.iter().for_each(|s| s.lineage.hash(&mut h));
+                    report.running.iter().for_each(|r| r.step.hash(&mut h));
+                }
+                Command::Done { fingerprint, request } => (fingerprint, request.ok).hash(&mut h),
+                _ => {}
+            }
+        }
+        h.finish()
+    }
+
+    /// No more faults, everyone gets a turn, the operator does what the ledger asks for: whether
+    /// all nodes get ready, and if not, why.
+    fn calm(&self, mut log: Option<&mut Vec<Act>>) -> Result<usize, String> {
+        let mut p = self.clone();
+        p.left = Faults::default();
+        p.doubted = true;
+        p.backup = None;
+        let mut step = |p: &mut Place, act: Act| {
+            if let Some(next) = p.after(act) {
+                if let Some(log) = &mut log {
+                    log.push(act);
+                }
+                *p = next;
+            }
+        };
+        step(&mut p, Act::Heal);
+        for round in 0..CALM_ROUNDS {
+            while !p.world.late.is_empty() {
+                step(&mut p, Act::Late(0));
+            }
+            for n in 0..NODES as u8 {
+                step(&mut p, Act::Boot(n));
+                step(&mut p, Act::Silence(n));
+                step(&mut p, Act::Register(n));
+                let m = &p.world.machines[n as usize];
+                if m.on && (m.cert.is_none() || m.refused) {
+                    // A key that the ledger does not know: the operator approves and starts it again.
+                    p.world.power_off(n as usize, false);
+                    silence(&mut p.world.server.live, &self.world.fixed.names[n as usize].clone());
+                    step(&mut p, Act::Boot(n));
+                    step(&mut p, Act::Register(n));
+                }
+                step(&mut p, Act::EndStep(n));
+                step(&mut p, Act::Go(n, Fate::Good));
+                step(&mut p, Act::Report(n, Fate::Good));
+            }
+            if let Some(violation) = &p.world.violation {
+                return Err(violation.clone());
+            }
+            let live = &p.world.server.live;
+            let ready = (0..NODES).all(|n| {
+                let m = &p.world.machines[n];
+                let says = m.run.as_ref().is_some_and(|r| r.node.report().0 == Phase::Ready && !r.node.is_offline());
+                says && live.serves(&p.world.server.state, &p.world.fixed.names[n], "db", NOW).is_some()
+            });
+            if ready {
+                return Ok(round + 1);
+            }
+            if round % 10 == 9 {
+                p.operator(&mut step);
+            }
+        }
+        Err(format!("not all get ready within {CALM_ROUNDS} rounds: {}", p.words()))
+    }
+
+    /// The operator looks after a while, and follows what the ledger asks for.
+    fn operator(&mut self, step: &mut impl FnMut(&mut Place, Act)) {
+        let cluster = &self.world.server.state.cluster;
+        if !cluster.genesis || cluster.behind.is_some() || cluster.unvouched.is_some() {
+            step(self, Act::Adopt);
+            return;
+        }
+        // All data of the lineage are destroyed: somebody must say so.
+        let none = self.world.machines.iter().all(|m| m.stores[0].is_blank());
+        if none && cluster.formation("db").lineage.is_some() {
+            let command = Command::Recover { system: "db".into(), from: "c0001".into(), accept_loss: true };
+            let _ = self.world.server.command(&command, NOW);
+        }
+    }
+
+    fn words(&self) -> String {
+        let reports = self.world.machines.iter().map(|m| match &m.run {
+            Some(run) => run.node.report().1,
+            None => format!("on: {}, no agent", m.on),
+        });
+        reports.collect::<Vec<_>>().join(" | ")
+    }
+}
+
+fn spend(left: &mut Faults, fate: Fate) -> Option<()> {
+    let budget = match fate {
+        Fate::Good | Fate::Lost => return Some(()),
+        Fate::AnswerLost => &mut left.answer,
+        Fate::Delayed => &mut left.late,
+        Fate::Twice => &mut left.twice,
+    };
+    *budget = budget.checked_sub(1)?;
+    Some(())
+}
+
+fn silence(live: &mut Arc<Live>, name: &str) {
+    if let Some(heard) = Arc::make_mut(live).heard.get_mut(name) {
+        heard.at_ms = 0;
+    }
+}
+
+fn seq_of(command: &Command) -> u64 {
+    match command {
+        Command::Claim { request, .. } => request.seq,
+        Command::Report { report, .. } => report.seq,
+        Command::Done { request, .. } => request.seq,
+        _ => 0,
+    }
+}
+
+fn hash_state(state: &State, rank: &impl Fn(usize, u64) -> u64, w: &World, h: &mut impl Hasher) {
+    for (name, node) in &state.nodes {
+        let session = node.session.as_ref().map(|s| (&s.boot_id, s.fingerprint));
+        (name, node.generation, &node.key, session, node.fenced, &node.boots).hash(h);
+        session.is_some_and(|(_, print)| state.by_fingerprint(&print).is_some()).hash(h);
+    }
+    let c = &state.cluster;
+    (c.genesis, c.unvouched.is_some(), c.behind.is_some()).hash(h);
+    for f in c.formations.values() {
+        let Formation { lineage, seeding, members, stopped, granted, chosen, aside, room } = &**f;
+        (lineage, members, chosen, aside, room).hash(h);
+        seeding.as_ref().map(|s| (&s.node, s.generation)).hash(h);
+        for (n, s) in stopped {
+            (n, s.generation, rank(w.fixed.index(n), s.seq), &s.data).hash(h);
+        }
+        for (n, g) in granted {
+            (n, g.generation, rank(w.fixed.index(n), g.seq), g.seed, g.set_aside).hash(h);
+        }
+    }
+    for (name, s) in &c.steps {
+        (name, &s.lineage, s.done).hash(h);
+        let holder = s.holder.as_ref();
+        holder.map(|(o, seq)| (&o.node, o.generation, rank(w.fixed.index(&o.node), *seq))).hash(h);
+    }
+}
+
+fn hash_live(live: &Live, rank: &impl Fn(usize, u64) -> u64, w: &World, h: &mut impl Hasher) {
+    for (n, heard) in &live.heard {
+        (n, heard.generation, heard.at_ms == NOW).hash(h);
+        heard.report.as_ref().map(|r| (rank(w.fixed.index(n), r.seq), &r.lineages)).hash(h);
+    }
+}
+
+/// Keys are hashes already.
+#[derive(Default)]
+struct Same(u64);
+
+impl Hasher for Same {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only u64")
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = n;
+    }
+}
+
+struct Found {
+    what: String,
+    trace: Vec<Act>,
+}
+
+struct Explored {
+    states: usize,
+    transitions: usize,
+    /// Of how many places the final phase was tried.
+    calmed: usize,
+    rounds: usize,
+    found: Option<Found>,
+}
+
+/// Every place that can be reached; of one in `sample` the final phase too.
+fn explore(first: Place, sample: u64, states_max: usize) -> Explored {
+    let mut seen: HashSet<u64, BuildHasherDefault<Same>> = HashSet::default();
+    let mut parents: Vec<(u32, Act)> = vec![(0, Act::Heal)];
+    let mut out = Explored { states: 0, transitions: 0, calmed: 0, rounds: 0, found: None };
+    let trace = |parents: &Vec<(u32, Act)>, mut at: u32, last: Option<Act>| {
+        let mut trace: Vec<Act> = last.into_iter().collect();
+        while at != 0 {
+            let (parent, act) = parents[at as usize];
+            trace.push(act);
+            at = parent;
+        }
+        trace.reverse();
+        trace
+    };
+    seen.insert(first.key());
+    let mut frontier = vec![(first, 0u32)];
+    while !frontier.is_empty() {
+        let mut next = Vec::new();
+        for (place, id) in frontier {
+            for act in place.acts() {
+                let Some(after) = place.after(act) else { continue };
+                out.transitions += 1;
+                if let Some(what) = after.world.violation.clone() {
+                    out.states = seen.len();
+                    out.found = Some(Found { what, trace: trace(&parents, id, Some(act)) });
+                    return out;
+                }
+                let key = after.key();
+                if !seen.insert(key) {
+                    continue;
+                }
+                let own = parents.len() as u32;
+                parents.push((id, act));
+                if key % sample == 0 {
+                    out.calmed += 1;
+                    match after.calm(None) {
+                        Ok(rounds) => out.rounds = out.rounds.max(rounds),
+                        Err(what) => {
+                            out.states = seen.len();
+                            out.found = Some(Found { what, trace: trace(&parents, own, None) });
+                            return out;
+                        }
+                    }
+                }
+                next.push((after, own));
+            }
+        }
+        frontier = next;
+        if seen.len() > states_max {
+            eprintln!("  stopped at {} states", seen.len());
+            break;
+        }
+    }
+    out.states = seen.len();
+    out
+}
+
+/// Each act of a trace with what it came to.
+fn show(first: &Place, trace: &[Act]) -> String {
+    let mut lines = Vec::new();
+    let mut place = first.clone();
+    for act in trace {
+        let before = place.world.server.state.rev;
+        let Some(next) = place.after(*act) else { break };
+        place = next;
+        let c = &place.world.server.state.cluster;
+        let f = c.formation("db");
+        let stores: Vec<String> = place
+            .world
+            .machines
+            .iter()
+            .enumerate()
+            .map(|(n, m)| {
+                let data = match m.stores[0].data() {
+                    Data::Blank => "-".into(),
+                    Data::Holds { lineage, rank } => format!("{lineage}:{rank}"),
+                };
+                let runs = if place.world.processes[0].serves(n) {
+                    "*"
+                } else if place.world.processes[0].runs(n) {
+                    "~"
+                } else {
+                    ""
+                };
+                format!("{data}{runs}")
+            })
+            .collect();
+        let stopped: Vec<&String> = f.stopped.keys().collect();
+        let members: BTreeSet<&String> = f.members.iter().collect();
+        lines.push(format!(
+            "  {:<24} rev {before:>3} -> {:<3} disks {:<24} lineage {:?} seeding {:?} members {members:?} stopped {stopped:?}{}{}",
+            format!("{act:?}"),
+            place.world.server.state.rev,
+            stores.join(" "),
+            f.lineage.as_deref().unwrap_or("-"),
+            f.seeding.as_ref().map(|h| h.node.as_str()).unwrap_or("-"),
+            if c.unvouched.is_some() { " unvouched" } else { "" },
+            if c.behind.is_some() { " behind" } else { "" },
+        ));
+    }
+    lines.join("\n")
+}
+
+fn run(name: &str, faults: Faults, sample: u64) -> (usize, usize) {
+    let began = Instant::now();
+    let first = start(faults, Mutation::None);
+    let explored = explore(first.clone(), sample, usize::MAX);
+    println!(
+        "{name:<44} {:>9} states {:>9} transitions {:>6} final phases (longest {} rounds) {:.1} s",
+        explored.states,
+        explored.transitions,
+        explored.calmed,
+        explored.rounds,
+        began.elapsed().as_secs_f64()
+    );
+    if let Some(found) = explored.found {
+        let mut log = Vec::new();
+        let mut place = first.clone();
+        for act in &found.trace {
+            place = place.after(*act).expect("a trace can be walked");
+        }
+        let _ = place.calm(Some(&mut log));
+        println!("{}\nfinal phase:\n{}", show(&first, &found.trace), show(&place, &log));
+        panic!("{name}: {}", found.what);
+    }
+    (explored.states, explored.transitions)
+}
+
+#[test]
+fn every_path_is_safe_and_leads_to_a_cluster() {
+    let none = Faults::default();
+    run("no fault", none, 1);
+    run("one crash", Faults { crash: 1, ..none }, 1);
+}
