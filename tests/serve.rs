@@ -22,6 +22,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "serve/backup.rs"]
+mod backup;
+
 const MAC: &str = "52:54:00:00:00:01";
 const SITE: &str = r#"
 [cluster]
@@ -147,9 +150,13 @@ impl Drop for Server {
 
 impl Server {
     fn start(place: &Place) -> Server {
+        Server::start_on(place, &place.path("site.toml"), &place.path("state"))
+    }
+
+    fn start_on(place: &Place, site: &Path, state: &Path) -> Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        command.arg("serve").arg("--site").arg(place.path("site.toml"));
-        command.arg("--state").arg(place.path("state")).arg("--store").arg(place.path("store"));
+        command.arg("serve").arg("--site").arg(site);
+        command.arg("--state").arg(state).arg("--store").arg(place.path("store"));
         command.arg("--socket").arg(place.path("kiln.sock"));
         command.args(["--listen", "127.0.0.1:0", "--tls-port", "0", "--admin-listen", "127.0.0.1:0"]);
         kiln::sys::command::die_with_parent(&mut command);

@@ -36,6 +36,7 @@ const STARRED: &[&str] = &[
     // The ledger's file and its one writer.
     "ledger/sqlite.rs",
     "ledger/writer.rs",
+    "ledger/witness.rs",
     // Sockets towards machines.
     "pxe/*/server.rs",
     "pxe/server.rs",

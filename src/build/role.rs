@@ -16,22 +16,30 @@ pub const UNIT_FILE: &str = "usr/lib/systemd/system/kiln-node.service";
 /// What enables it.
 pub const UNIT_LINK: &str = "etc/systemd/system/multi-user.target.wants/kiln-node.service";
 
-const UNIT: &str = "[Unit]
+/// It stops before the units of its systems do, so that they can leave their clusters in order.
+fn unit(recipe: &Recipe) -> String {
+    let units: Vec<&str> = recipe.systems.iter().flat_map(|s| &s.units).map(String::as_str).collect();
+    format!(
+        "[Unit]
 Description=Joins this node to its cluster
-After=local-fs.target systemd-tmpfiles-setup.service
+After=local-fs.target systemd-tmpfiles-setup.service {}
 ConditionPathExists=/run/kiln/boot.json
 
 [Service]
 ExecStart=/usr/lib/kiln/kiln-node join
 Restart=always
-RestartSec=5
+RestartSec=1
 RuntimeDirectory=kiln
 RuntimeDirectoryPreserve=yes
+TimeoutStopSec=5min
 OOMScoreAdjust=-900
 
 [Install]
 WantedBy=multi-user.target
-";
+",
+        units.join(" ")
+    )
+}
 
 /// What the role layer is made of.
 pub struct Parts<'a> {
@@ -80,7 +88,7 @@ pub fn items(parts: &Parts) -> Result<Vec<Item>, Vec<String>> {
     json.push(b'\n');
     layer.add(ROLE_FILE.trim_start_matches('/'), 0o644, (0, 0), Body::Bytes(json));
     layer.add(NODE_FILE, 0o755, (0, 0), Body::Bytes(parts.node.to_vec()));
-    layer.add(UNIT_FILE, 0o644, (0, 0), Body::Bytes(UNIT.into()));
+    layer.add(UNIT_FILE, 0o644, (0, 0), Body::Bytes(unit(parts.recipe).into_bytes()));
     layer.add(UNIT_LINK, 0o777, (0, 0), Body::Symlink(format!("/{UNIT_FILE}")));
     // Empty: systemd makes no first boot of it; the node's own id is bound over it.
     layer.add("etc/machine-id", 0o444, (0, 0), Body::Bytes(Vec::new()));

@@ -1,7 +1,9 @@
 //! The command line: one file a verb, each with its arguments and a `run`. No rule of its own lives here.
 
+pub mod backup;
 pub mod boot;
 pub mod build;
+pub mod cluster;
 pub mod events;
 pub mod exit;
 pub mod explain;
@@ -14,6 +16,7 @@ pub mod operator;
 pub mod output;
 pub mod places;
 pub mod recipes;
+pub mod restore;
 pub mod secrets;
 pub mod serve;
 pub mod site;
@@ -40,9 +43,12 @@ pub enum Verb {
     Serve(serve::Arguments),
     Site(site::Arguments),
     Node(node::Arguments),
+    Cluster(cluster::Arguments),
     Explain(explain::Arguments),
     Events(events::Arguments),
     Build(build::Arguments),
+    Backup(backup::Arguments),
+    Restore(restore::Arguments),
 }
 
 /// Runs the verb.
@@ -56,8 +62,11 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Serve(arguments) => serve::run(arguments),
         Verb::Site(arguments) => site::run(arguments),
         Verb::Node(arguments) => node::run(arguments),
+        Verb::Cluster(arguments) => cluster::run(arguments),
         Verb::Explain(arguments) => explain::run(arguments),
         Verb::Events(arguments) => events::run(arguments),
         Verb::Build(arguments) => build::run(&arguments),
+        Verb::Backup(arguments) => backup::run(&arguments),
+        Verb::Restore(arguments) => restore::run(&arguments),
     }
 }

@@ -54,6 +54,8 @@ enum Verb {
     },
     /// Let a held node boot
     Unhold { node: String },
+    /// Say that a silent node is off: what it held is free, and what it says afterwards counts no more
+    Fence { node: String },
 }
 
 /// Between two looks at a node that is waited for.
@@ -73,6 +75,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
             if wait { wait_ready(&socket, &path, before, Duration::from_secs(limit)) } else { Ok(()) }
         }
         Verb::Hold { node, reason } => socket.order_and_say(&Request::Hold { node, reason }),
+        Verb::Fence { node } => socket.order_and_say(&Request::Fence { node }),
         Verb::Unhold { node } => socket.order_and_say(&Request::Unhold { node }),
     }
 }

@@ -5,14 +5,25 @@ use crate::site::secrets::{Secrets, parse};
 use anyhow::{Context, Result};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// All secrets of a site are small, bytes.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
 
-/// Reads the secrets at `path`. Refused when group or others may read or write the file, or when it
-/// belongs to someone else (root's are fine).
+/// The flag's file, else `secrets.toml` beside the site, if it exists.
+pub fn file_of(flag: Option<&Path>, site: &Path) -> Option<PathBuf> {
+    let beside = || site.parent().map(|p| p.join("secrets.toml")).filter(|p| p.exists());
+    flag.map(Path::to_path_buf).or_else(beside)
+}
+
+/// Reads the secrets at `path`, as [`read_text`] does.
 pub fn read(path: &Path) -> Result<Secrets> {
+    Ok(parse(&read_text(path)?, &path.display().to_string())?)
+}
+
+/// Reads the text of the secrets at `path`. Refused when group or others may read or write the file, or when it
+/// belongs to someone else (root's are fine).
+pub fn read_text(path: &Path) -> Result<String> {
     let mut file = std::fs::File::open(path).with_context(|| format!("opening secrets {}", path.display()))?;
     // Of the open file, not of the path: it cannot be swapped in between.
     let metadata = file.metadata().with_context(|| format!("reading mode of {}", path.display()))?;
@@ -31,7 +42,7 @@ pub fn read(path: &Path) -> Result<Secrets> {
     if text.len() as u64 > FILE_MAX_BYTES {
         return Err(error(Exit::Usage, format!("{} is longer than {FILE_MAX_BYTES} bytes", path.display())));
     }
-    Ok(parse(&text, &path.display().to_string())?)
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -2,17 +2,19 @@
 //! operator, all over one ledger.
 
 mod images;
-mod keys;
+pub(super) mod keys;
 mod leases;
 mod nodes;
 mod sockets;
 
 use super::exit::{Exit, error};
-use super::{places, secrets};
+use super::{places, restore, secrets};
 use crate::image::store::Store;
 use crate::ledger::decide::Command;
 use crate::ledger::event::UsedImage;
+use crate::ledger::log::Log;
 use crate::ledger::sqlite::{self, Reader, Sqlite};
+use crate::ledger::witness::Witness;
 use crate::ledger::writer::{Ledger, SubmitError};
 use crate::pxe::admin::message::Request;
 use crate::pxe::admin::server::{self as admin, Admin};
@@ -129,21 +131,37 @@ fn runtime(name: &str, threads: usize) -> Result<tokio::runtime::Runtime> {
 
 /// Reads and checks a site file.
 pub(super) fn read_site(path: &Path) -> Result<Site> {
+    Ok(read_site_text(path)?.0)
+}
+
+/// Reads and checks a site file; with its text.
+pub(super) fn read_site_text(path: &Path) -> Result<(Site, String)> {
     let bytes = files::read_bounded(path, SITE_MAX_BYTES)?;
     let text = String::from_utf8(bytes).with_context(|| format!("reading {} as UTF-8", path.display()))?;
-    Ok(file::parse(&text, &path.display().to_string())?)
+    Ok((file::parse(&text, &path.display().to_string())?, text))
 }
 
 async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runtime::Handle) -> Result<()> {
     let state = places::state(arguments.state.clone());
     std::fs::create_dir_all(&state).with_context(|| format!("creating folder {}", state.display()))?;
     let _lock = lock(&state)?;
+    let known = keys::exist(&state);
+    restore::refuse_unfinished(&state)?;
     let keys = keys::load(&state)?;
     let store = Arc::new(Store::open(&places::store(arguments.store.clone()))?);
-    let secrets_file = secrets_file(&arguments);
+    let secrets_file = secrets::file_of(arguments.secrets.as_deref(), &arguments.site);
     let secrets: Secrets = Arc::new(RwLock::new(read_secrets(secrets_file.as_deref())?));
     let database = state.join("ledger.sqlite");
-    let (ledger, writer) = Ledger::start(Sqlite::open(&database)?)?;
+    let mut log = Sqlite::open(&database)?;
+    let runtime = places::socket(arguments.socket.clone());
+    let witness = Witness::new(runtime.parent().unwrap_or(Path::new("/run")), &state.canonicalize()?);
+    let doubt = witness.doubt(log.head()?, known, |rev| Ok(log.read_after(rev - 1, 1)?.pop()))?;
+    log.witnessed_by(witness);
+    let (ledger, writer) = Ledger::start(log)?;
+    if let Some(doubt) = &doubt {
+        eprintln!("note: {doubt}; what depends on it waits until every node has spoken, or kiln cluster adopt");
+    }
+    ledger.submit(Command::Start { doubt }).await.map_err(refused)?;
     first_site(&ledger, &store, &secrets, &site, &arguments.site).await?;
     let in_use = Arc::new(images::InUse::new(&state));
     in_use.write(ledger.snapshot().state.images_in_use())?;
@@ -237,16 +255,11 @@ fn raise_file_limit() {
 }
 
 /// The ledger belongs to one server.
-fn lock(state: &Path) -> Result<nix::fcntl::Flock<std::fs::File>> {
+pub(super) fn lock(state: &Path) -> Result<nix::fcntl::Flock<std::fs::File>> {
     let path = state.join("serve.lock");
     let file = std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
         .map_err(|_| error(Exit::Refused, format!("another kiln serve runs with the state {}", state.display())))
-}
-
-fn secrets_file(arguments: &Arguments) -> Option<PathBuf> {
-    let beside = || arguments.site.parent().map(|p| p.join("secrets.toml")).filter(|p| p.exists());
-    arguments.secrets.clone().or_else(beside)
 }
 
 fn read_secrets(path: Option<&Path>) -> Result<BTreeMap<String, String>> {
@@ -322,6 +335,10 @@ fn translate(store: &Store, order: Request, ledger: &Ledger) -> Result<Command, 
         Request::Approve { machine, node } => Command::Approve { machine, node },
         Request::Hold { node, reason } => Command::Hold { node, reason },
         Request::Unhold { node } => Command::Unhold { node },
+        Request::Fence { node } => Command::Fence { node },
+        Request::Form => Command::Form,
+        Request::Adopt => Command::Adopt,
+        Request::Recover { system, from, accept_loss } => Command::Recover { system, from, accept_loss },
     })
 }
 

@@ -13,6 +13,7 @@ use self::register::Registration;
 use self::report::Reporter;
 use self::scripts::Scripts;
 use super::node::{Action, Job, Node, Outcome};
+use super::renewal::Renewal;
 use crate::image::role::{ROLE_FILE, RoleFile};
 use crate::ledger::message::{HANDOVER_FILE, Handover, PeerTask, Phase, PhaseReport, Report};
 use crate::sys::clock::{self, growing_pause, monotonic_ms};
@@ -176,10 +177,9 @@ impl Agent {
         let scripts = Scripts::new(&self.handover.go.node, &self.role.role);
         let mut node = Node::new(&self.role.systems, &scripts.done(), monotonic_ms());
         let link = Link::new(&self.handover, self.sender.clone());
-        let mut registers = Registers { renewal: None, failures: 0, running: false };
+        let mut registers = Registers { renewal: registration.renewal(), failures: 0, running: false, needed: !online };
         if online {
             link.renew(&registration)?;
-            registers.renewal = Some(renewal_ms(&registration));
         } else {
             let seeded = self.role.systems.iter().filter(|s| s.is_seeded()).map(|s| s.name.clone());
             node.go_offline(link.may_start(seeded));
@@ -196,12 +196,12 @@ impl Agent {
                 reporter.set(report);
             }
             let now = monotonic_ms();
-            if registers.renewal.is_some_and(|at| now >= at) {
-                registers.renewal = None;
+            if !registers.running && registers.renewal.wait(now).is_zero() {
                 self.register_later(&mut registers, Duration::ZERO);
             }
-            let next = node.next_ms(now).into_iter().chain(registers.renewal).min();
-            let wait = next.map_or(IDLE_MAX, |at| Duration::from_millis(at.saturating_sub(now))).min(IDLE_MAX);
+            let next = node.next_ms(now).map_or(IDLE_MAX, |at| Duration::from_millis(at.saturating_sub(now)));
+            let renewal = if registers.running { IDLE_MAX } else { registers.renewal.wait(now) };
+            let wait = next.min(renewal).min(IDLE_MAX);
             match self.events.recv_timeout(wait) {
                 Ok(Event::Done { action, outcome }) => {
                     show(&action.system, &outcome);
@@ -209,14 +209,14 @@ impl Agent {
                 }
                 Ok(Event::Peers(tasks)) => node.set_peers(&tasks),
                 Ok(Event::Refused(why)) => {
+                    registers.needed = true;
                     if !registers.running {
                         eprintln!("registering again: {why}");
                         self.register_later(&mut registers, Duration::ZERO);
                     }
                 }
                 Ok(Event::Registered(Ok(new))) => {
-                    (registers.running, registers.failures) = (false, 0);
-                    registers.renewal = Some(renewal_ms(&new));
+                    registers = Registers { renewal: new.renewal(), failures: 0, running: false, needed: false };
                     eprintln!("registered, generation {}", new.answer.generation);
                     self.follow_clock(new.answer.now_ms);
                     // What it brought beside the certificate counts from the next boot on, except for
@@ -234,9 +234,12 @@ impl Agent {
                 Ok(Event::Registered(Err(e))) => {
                     (registers.running, registers.failures) = (false, registers.failures + 1);
                     eprintln!("registering: {e:#}; what runs goes on");
-                    let pause = growing_pause(registers.failures, PAUSE_FIRST, PAUSE_MAX);
-                    reporter.hush(pause);
-                    self.register_later(&mut registers, pause);
+                    registers.renewal.failed(monotonic_ms());
+                    if registers.needed {
+                        let pause = growing_pause(registers.failures, PAUSE_FIRST, PAUSE_MAX);
+                        reporter.hush(pause);
+                        self.register_later(&mut registers, pause);
+                    }
                 }
                 Ok(Event::Stop) => {
                     let down = shutting_down();
@@ -311,16 +314,11 @@ impl Agent {
 
 /// Registers beside the main loop: one at a time.
 struct Registers {
-    /// When the certificate is due to be renewed.
-    renewal: Option<u64>,
+    renewal: Renewal,
     failures: u32,
     running: bool,
-}
-
-/// Half of the certificate's life.
-fn renewal_ms(registration: &Registration) -> u64 {
-    let answer = &registration.answer;
-    monotonic_ms() + answer.certificate_expires_ms.saturating_sub(answer.now_ms) / 2
+    /// Without it nothing is heard of this node.
+    needed: bool,
 }
 
 /// In reverse order, each bounded: what comes last leans on what came first.

@@ -3,6 +3,8 @@
 //! the only place where a command becomes events; [`live`] what is known only in memory.
 
 pub mod answer;
+pub mod backup;
+pub mod chain;
 pub mod cluster;
 pub mod decide;
 pub mod event;
@@ -17,6 +19,7 @@ pub mod state;
 mod tests;
 pub mod text;
 pub mod timeline;
+pub mod witness;
 pub mod writer;
 
 pub use decide::{Command, Refusal, decide};

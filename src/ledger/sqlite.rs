@@ -3,6 +3,7 @@
 
 use super::event::{Event, Recorded, VERSION};
 use super::log::{AppendError, Log, Wake};
+use super::witness::Witness;
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::net::Ipv4Addr;
@@ -26,6 +27,7 @@ CREATE TABLE IF NOT EXISTS lease(
 pub struct Sqlite {
     connection: Connection,
     wakes: Vec<Wake>,
+    witness: Option<Witness>,
 }
 
 /// Opens a connection with our durability, making the file if needed.
@@ -44,18 +46,63 @@ impl Sqlite {
             crate::sys::files::write_atomic(path, b"", 0o600)?;
         }
         let connection = open(path)?;
-        let schema: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0))?;
-        if schema > SCHEMA {
-            bail!("ledger {} has schema {schema}, this kiln knows {SCHEMA}: use the newer kiln", path.display());
-        }
+        refuse_newer_schema(&connection, path)?;
         connection.execute_batch(TABLES).with_context(|| format!("preparing ledger {}", path.display()))?;
         connection.pragma_update(None, "user_version", SCHEMA)?;
-        let newest: Option<i64> = connection.query_row("SELECT MAX(v) FROM event", [], |r| r.get(0))?;
-        if newest.unwrap_or(0) > i64::from(VERSION) {
-            bail!("ledger {} has events of a newer kiln: use that one", path.display());
-        }
-        Ok(Sqlite { connection, wakes: Vec::new() })
+        refuse_newer_events(&connection, path)?;
+        Ok(Sqlite { connection, wakes: Vec::new(), witness: None })
     }
+
+    /// From now on the last event is noted there, before anyone is answered for it.
+    pub fn witnessed_by(&mut self, witness: Witness) {
+        self.witness = Some(witness);
+    }
+
+    /// The last revision; 0: an empty ledger.
+    pub fn head(&self) -> Result<u64> {
+        head(&self.connection).context("reading the ledger's head")
+    }
+}
+
+fn refuse_newer_schema(connection: &Connection, path: &Path) -> Result<()> {
+    let schema: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+    if schema > SCHEMA {
+        bail!("ledger {} has schema {schema}, this kiln knows {SCHEMA}: use the newer kiln", path.display());
+    }
+    Ok(())
+}
+
+fn refuse_newer_events(connection: &Connection, path: &Path) -> Result<()> {
+    let newest: Option<i64> = connection.query_row("SELECT MAX(v) FROM event", [], |r| r.get(0))?;
+    if newest.unwrap_or(0) > i64::from(VERSION) {
+        bail!("ledger {} has events of a newer kiln: use that one", path.display());
+    }
+    Ok(())
+}
+
+/// Copies the ledger as it is at one moment to `to` (absent or empty), beside its writer and without
+/// making it wait. Returns the copy's head.
+pub fn snapshot(from: &Path, to: &Path) -> Result<u64> {
+    let target = to.to_str().with_context(|| format!("{} is no UTF-8", to.display()))?;
+    let copied = Reader::new(from).connect()?.execute("VACUUM INTO ?1", params![target]);
+    copied.with_context(|| format!("copying ledger {}", from.display()))?;
+    inspect(to)
+}
+
+/// The head of a ledger that nobody writes. A file that is none, is damaged, has gaps, or is a newer
+/// kiln's is an error.
+pub fn inspect(path: &Path) -> Result<u64> {
+    let connection = Reader::new(path).connect()?;
+    let reading = || format!("reading ledger {}", path.display());
+    refuse_newer_schema(&connection, path).with_context(reading)?;
+    refuse_newer_events(&connection, path).with_context(reading)?;
+    let sound: String = connection.query_row("PRAGMA quick_check(1)", [], |r| r.get(0)).with_context(reading)?;
+    let events: i64 = connection.query_row("SELECT COUNT(*) FROM event", [], |r| r.get(0)).with_context(reading)?;
+    let head = head(&connection).with_context(reading)?;
+    if sound != "ok" || events as u64 != head {
+        bail!("ledger {} is damaged: {sound}, {events} events up to revision {head}", path.display());
+    }
+    Ok(head)
 }
 
 fn head(connection: &Connection) -> rusqlite::Result<u64> {
@@ -71,7 +118,7 @@ impl Log for Sqlite {
         if found != expected {
             return Err(AppendError::Moved(found));
         }
-        let mut rev = expected;
+        let (mut rev, mut last) = (expected, String::new());
         {
             let mut insert = transaction
                 .prepare_cached("INSERT INTO event(rev, at_ms, v, subject, body) VALUES (?1, ?2, ?3, ?4, ?5)")
@@ -80,9 +127,15 @@ impl Log for Sqlite {
                 rev += 1;
                 let body = serde_json::to_string(event).map_err(|e| AppendError::Failed(e.into()))?;
                 insert.execute(params![rev as i64, at_ms as i64, VERSION, event.subject(), body]).map_err(failed)?;
+                last = body;
             }
         }
         transaction.commit().map_err(failed)?;
+        if let Some(witness) = self.witness.as_ref().filter(|_| rev > expected)
+            && let Err(error) = witness.note(rev, &last)
+        {
+            tracing::warn!("{error:#}");
+        }
         self.wakes.iter().for_each(|wake| wake(rev));
         Ok(rev)
     }
@@ -209,5 +262,47 @@ impl Leases {
         found
             .map(|(address, expires_ms)| Ok(Lease { mac, address: address.parse()?, expires_ms: expires_ms as u64 }))
             .transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Batches of this many events: a copy never holds a part of one.
+    const BATCH: u64 = 7;
+
+    #[test]
+    fn a_snapshot_beside_a_writer_is_the_ledger_of_one_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        let mut ledger = Sqlite::open(&path).unwrap();
+        let events = vec![Event::NodeUnheld { node: "n".repeat(200) }; 1000 * BATCH as usize];
+        let mut head = ledger.append_if(0, 0, &events).unwrap();
+        let stop = AtomicBool::new(false);
+        let heads = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    head = ledger.append_if(head, 0, &events[..BATCH as usize]).unwrap();
+                }
+                head
+            });
+            let copy = |i: u64| snapshot(&path, &dir.path().join(format!("copy{i}")));
+            let taken: Result<Vec<u64>> = (0..5).map(copy).collect();
+            stop.store(true, Ordering::Relaxed); // also when one failed: the scope waits for the writer
+            let end = writer.join().unwrap();
+            let mut heads = taken.unwrap();
+            heads.push(copy(5).unwrap());
+            assert_eq!(heads[5], end, "the journal belongs to it");
+            heads
+        });
+        assert!(heads.is_sorted() && heads[5] > heads[0], "it was written meanwhile: {heads:?}");
+        for (i, head) in heads.iter().enumerate() {
+            assert_eq!(head % BATCH, 0, "a batch is whole or absent: {heads:?}");
+            let copy = Sqlite::open(&dir.path().join(format!("copy{i}"))).unwrap();
+            let last = copy.read_after(head - 1, 9).unwrap();
+            assert!(last.len() == 1 && last[0].rev == *head && last[0].event == events[0], "{heads:?}");
+        }
     }
 }

@@ -243,7 +243,8 @@ fn finish(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo) -> 
     Ok(true)
 }
 
-fn stamp(target: &Path, go: &BootGo) -> Result<()> {
+/// Writes whose state this is onto a mounted state disk.
+pub fn stamp(target: &Path, go: &BootGo) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let dir = target.join("kiln");
     fs::DirBuilder::new().mode(0o700).recursive(true).create(&dir)?;
@@ -252,7 +253,8 @@ fn stamp(target: &Path, go: &BootGo) -> Result<()> {
     files::sync_dir(target)
 }
 
-fn read_stamp(target: &Path) -> Result<Option<Stamp>> {
+/// Whose state a mounted disk says that it holds.
+pub fn read_stamp(target: &Path) -> Result<Option<Stamp>> {
     let path = target.join(STAMP_FILE);
     if !path.exists() {
         return Ok(None);

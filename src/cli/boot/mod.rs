@@ -11,6 +11,7 @@ use crate::image::id::Digest;
 use crate::image::store::Store;
 use crate::ledger::message::Phase;
 use crate::site::Uuid;
+use crate::sys::http::{Body, Client};
 use anyhow::{Context, Result};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -128,6 +129,7 @@ pub fn run(args: Args) -> Result<()> {
     let variables = variables(&dir, &key, &plan);
     let _beside = args.beside.as_deref().map(|line| beside(line, &dir, &variables)).transpose()?;
     let _server = serve(&args, &dir, &store_path)?;
+    form(&dir)?;
     let machines = machines(&args, &plan, &dir, config.memory_min_mib)?;
     let mut running = Vec::new();
     for machine in &machines {
@@ -217,6 +219,14 @@ fn serve(args: &Args, dir: &Path, store: &Path) -> Result<Server> {
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(server)
+}
+
+/// The throw-away site's cluster may form: nobody else will say so.
+fn form(dir: &Path) -> Result<()> {
+    let order = serde_json::to_vec(&crate::pxe::admin::message::Request::Form)?;
+    let client = Client::unix(dir.join("kiln.sock"));
+    let answer = client.request("POST", "/api/command", &[("content-type", "application/json")], Body::Bytes(order))?;
+    answer.success("POST", "/api/command").context("letting the cluster form").map(|_| ())
 }
 
 fn machines(args: &Args, plan: &site::Plan, dir: &Path, memory_min: u64) -> Result<Vec<qemu::Machine>> {

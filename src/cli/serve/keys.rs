@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A PEM key is shorter, bytes.
-const KEY_MAX_BYTES: u64 = 16 * 1024;
+pub const KEY_MAX_BYTES: u64 = 16 * 1024;
 
 pub struct Keys {
     /// Pinned by every node: losing it means approving them all again.
@@ -16,6 +16,11 @@ pub struct Keys {
     pub authority: Authority,
     /// Makes credentials.
     pub credential: [u8; 32],
+}
+
+/// Whether this state folder has served before.
+pub fn exist(state: &Path) -> bool {
+    state.join("ca.key").exists()
 }
 
 /// Reads the keys below `state`, making those that are missing.

@@ -3,9 +3,10 @@
 
 use super::place::RUN;
 use crate::image::sign::public_text;
+use crate::join::renewal::Renewal;
 use crate::ledger::message::{Handover, RegisterAnswer, RegisterRequest, register_statement};
 use crate::sys::http::{Client, Timeouts, status_of};
-use crate::sys::{files, json, tls};
+use crate::sys::{clock, files, json, tls};
 use anyhow::{Context, Result, anyhow};
 use base64::Engine as _;
 use ed25519_dalek::{Signer, SigningKey};
@@ -24,9 +25,16 @@ pub struct Registration {
     /// PEM.
     pub tls_key: String,
     pub answer: RegisterAnswer,
+    /// When the answer came, by the clock that nobody sets; an older agent did not keep it.
+    #[serde(default)]
+    pub got_ms: u64,
 }
 
 impl Registration {
+    pub fn renewal(&self) -> Renewal {
+        Renewal::new(self.answer.now_ms, self.answer.certificate_expires_ms, self.got_ms)
+    }
+
     /// A client that shows the generation's certificate to the pinned server.
     pub fn client(&self, handover: &Handover, timeouts: Timeouts) -> Result<Client> {
         let identity = tls::Identity { certificate: self.answer.certificate.clone(), key: self.tls_key.clone() };
@@ -88,7 +96,8 @@ fn register_as(handover: &Handover, last_generation: u64, shown: Option<&Registr
         None => Client::with_tls(tls::pinned(pin(handover)?, None)?).timeouts(TIMEOUTS),
     };
     let answer = json::post(&client, &format!("https://{}/v1/register", handover.tls), &request)?;
-    let registration = Registration { boot_id: handover.boot_id.clone(), tls_key: tls_key.serialize_pem(), answer };
+    let (boot_id, tls_key) = (handover.boot_id.clone(), tls_key.serialize_pem());
+    let registration = Registration { boot_id, tls_key, answer, got_ms: clock::monotonic_ms() };
     let bytes = serde_json::to_vec(&registration)?;
     files::write_atomic(&kept_in_memory(), &bytes, 0o600)?;
     if let Some(path) = on_disk(handover) {

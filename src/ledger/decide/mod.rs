@@ -10,6 +10,8 @@ mod register;
 mod report;
 mod step;
 #[cfg(test)]
+mod formation_tests;
+#[cfg(test)]
 mod tests;
 
 pub use boot::{credential_of, may_boot};

@@ -1,6 +1,6 @@
 //! What the verbs ask over the socket and what they are answered (JSON).
 
-use crate::ledger::decide::MachineId;
+use crate::ledger::decide::{self, MachineId};
 use crate::ledger::event::Asked;
 use crate::ledger::message::{Phase, SystemReport};
 use crate::ledger::state::{Keeps, State};
@@ -19,6 +19,10 @@ pub enum Request {
     Approve { machine: MachineId, node: String },
     Hold { node: String, reason: String },
     Unhold { node: String },
+    Fence { node: String },
+    Form,
+    Adopt,
+    Recover { system: String, from: String, accept_loss: bool },
 }
 
 /// What a command did: a line for each event, none if nothing changed.
@@ -87,6 +91,99 @@ pub struct NodeDetail {
     #[serde(default)]
     pub systems: Vec<SystemReport>,
     pub timeline: Vec<String>,
+}
+
+/// `GET /api/cluster`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// `kiln cluster form` or `adopt` was said.
+    pub genesis: bool,
+    /// Why the ledger may not be the newest.
+    #[serde(default)]
+    pub unvouched: Option<String>,
+    /// What a node knows that the ledger does not.
+    #[serde(default)]
+    pub behind: Option<String>,
+    /// Nodes that have a system which needs agreement, by name.
+    pub nodes: Vec<String>,
+    pub systems: Vec<SystemLine>,
+    pub steps: Vec<StepLine>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemLine {
+    pub name: String,
+    /// `seeded`, `static`, or empty: each node's own.
+    pub kind: String,
+    #[serde(default)]
+    pub lineage: Option<String>,
+    /// Who makes it now, or brings it back.
+    #[serde(default)]
+    pub seeding: Option<String>,
+    /// One line a node: what it holds.
+    pub ranks: Vec<String>,
+    /// One a node, in the order of [`Cluster::nodes`]; `None`: it has none, or has not said.
+    pub states: Vec<Option<SystemReport>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepLine {
+    pub system: String,
+    pub step: String,
+    /// `done`, `runs on NODE`, `failed: …`.
+    pub state: String,
+}
+
+/// What the systems are at, on every node that shares one.
+pub fn cluster(state: &State, live: &Live, now_ms: u64) -> Cluster {
+    let known = state.images.values().flat_map(|i| &i.current.clustered);
+    let clustered: std::collections::BTreeMap<&str, _> = known.map(|c| (c.name.as_str(), c)).collect();
+    let mut nodes: Vec<&crate::site::Node> = state.site.iter().flat_map(|s| &s.nodes).collect();
+    nodes.retain(|n| clustered.keys().any(|system| state.clustered(&n.role, system).is_some()));
+    let reports: Vec<Vec<SystemReport>> = nodes
+        .iter()
+        .map(|n| state.node(&n.name).report.as_ref().map(|r| r.systems.clone()).unwrap_or_default())
+        .collect();
+    // In the order in which nodes start them.
+    let mut names: Vec<&str> = Vec::new();
+    for name in reports.iter().flatten().map(|s| s.name.as_str()).chain(clustered.keys().copied()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let system = |name: &&str| {
+        let formation = state.cluster.formation(name);
+        let kind = match clustered.get(name).and_then(|c| c.formation.as_ref()).map(|f| f.kind) {
+            Some(crate::recipe::system::FormationKind::Seeded) => "seeded",
+            Some(crate::recipe::system::FormationKind::Static) => "static",
+            None => "",
+        };
+        SystemLine {
+            name: name.to_string(),
+            kind: kind.into(),
+            lineage: formation.lineage.clone(),
+            seeding: formation.seeding.as_ref().map(|h| h.node.clone()),
+            ranks: if kind == "seeded" { decide::ranks(state, live, name, now_ms) } else { vec![] },
+            states: reports.iter().map(|r| r.iter().find(|s| s.name == *name).cloned()).collect(),
+        }
+    };
+    let step = |((system, step), known): (&(String, String), &crate::ledger::cluster::Step)| StepLine {
+        system: system.clone(),
+        step: step.clone(),
+        state: match (&known.holder, known.done, &known.failed) {
+            (Some((holder, _)), ..) => format!("runs on {}", holder.node),
+            (None, true, _) => "done".into(),
+            (None, false, failed) => format!("failed: {}", failed.as_deref().unwrap_or("no reason")),
+        },
+    };
+    Cluster {
+        genesis: state.cluster.genesis,
+        unvouched: state.cluster.unvouched.clone(),
+        behind: state.cluster.behind.clone(),
+        nodes: nodes.iter().map(|n| n.name.clone()).collect(),
+        systems: names.iter().map(system).collect(),
+        steps: state.cluster.steps.iter().map(step).collect(),
+    }
 }
 
 /// `GET /api/explain/<name>`.

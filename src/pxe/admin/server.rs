@@ -1,6 +1,6 @@
 //! The operator's sockets.
 
-use super::message::{Done, Explanation, Request as Order, detail, nodes};
+use super::message::{Done, Explanation, Request as Order, cluster, detail, nodes};
 use super::metrics;
 use crate::ledger::decide::{Command, Why, site_diff};
 use crate::ledger::message::Refusal;
@@ -107,6 +107,10 @@ async fn dispatch(admin: &Arc<Admin>, operator: bool, request: Request<Incoming>
         ["api", "nodes"] if get => {
             let now = admin.ledger.snapshot();
             Ok(json(&nodes(&now.state, &now.live, clock::monotonic_ms())))
+        }
+        ["api", "cluster"] if get => {
+            let now = admin.ledger.snapshot();
+            Ok(json(&cluster(&now.state, &now.live, clock::monotonic_ms())))
         }
         ["api", "node", name] if get => {
             let events = history(admin, name, TIMELINE_MAX)?;
