@@ -150,6 +150,7 @@ mod tests {
                     state: *state,
                     reason: String::new(),
                     lineage: None,
+                    stranded: false,
                 })
                 .collect(),
             leaving: false,

@@ -334,7 +334,7 @@ impl World {
                 None => done(),
                 Some(s) if !self.processes[s].runs(n) => Outcome::Down("inactive".into()),
                 Some(s) if self.processes[s].serves(n) => done(),
-                Some(_) => Outcome::Failed("not in the primary component".into()),
+                Some(_) => Outcome::Later("not in the primary component".into()),
             },
             Job::Lineage { .. } => match s.and_then(|s| self.processes[s].of(n)) {
                 Some(component) => Outcome::Done(process::name(component.lineage)),
@@ -493,8 +493,11 @@ impl World {
         let fate = if self.machines[n].cut { Fate::Lost } else { fate };
         if self.send(n, Command::Report { fingerprint, report }, fate, now).is_ok() {
             let peers = self.server.peers(&self.fixed.names[n], now);
+            let stand_down = self.server.stand_down(&self.fixed.names[n], now);
+            let clock = self.machines[n].clock;
             if let Some(run) = &mut self.machine(n).run {
                 run.node.set_peers(&peers);
+                run.node.stand_down(&stand_down, clock);
             }
         }
     }

@@ -115,6 +115,11 @@ impl Server {
         decide::peers(&self.state, &self.live, node, now)
     }
 
+    /// The same.
+    pub fn stand_down(&self, node: &str, now: u64) -> Vec<String> {
+        decide::stand_down(&self.state, &self.live, node, now)
+    }
+
     /// The server's process is started again.
     pub fn restart(&mut self, doubt: Option<&str>, now: u64) {
         self.live = Arc::new(Live::new(0));

@@ -90,6 +90,9 @@ impl Shared {
                         eprintln!("server takes reports again");
                     }
                     failures = 0;
+                    if !answer.stand_down.is_empty() {
+                        let _ = events.send(Event::StandDown(answer.stand_down));
+                    }
                     if answer.peers != said {
                         said = answer.peers.clone();
                         let _ = events.send(Event::Peers(answer.peers));

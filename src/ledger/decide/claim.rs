@@ -271,6 +271,26 @@ impl Start<'_> {
     }
 }
 
+/// Systems that a node is to stop because they run without serving, as do all that are not known to
+/// be stopped: nobody can be let in or seeded before every one of them has said what it holds.
+pub fn stand_down(state: &State, live: &Live, name: &str, now_ms: u64) -> Vec<String> {
+    let cluster = &state.cluster;
+    let doubtful = !cluster.genesis || cluster.behind.is_some() || cluster.unvouched.is_some();
+    let stuck = |system: &&str| {
+        let formation = cluster.formation(system);
+        let mut holders: BTreeSet<&str> = unknown(state, live, system, now_ms);
+        if !doubtful && formation.lineage.is_some() {
+            holders.retain(|n| formation.members.contains(*n));
+        }
+        let serves = |n: &str| live.serves(state, n, system, now_ms).is_some();
+        formation.seeding.is_none()
+            && holders.contains(name)
+            && holders.iter().all(|n| live.is_stranded(state, n, system, now_ms))
+            && !state.carriers(system).any(|n| serves(&n.name))
+    };
+    state.seeded().into_keys().filter(stuck).map(String::from).collect()
+}
+
 /// The nodes whose data is not known: neither stopped nor serving nor known to be off.
 pub(super) fn unknown<'a>(state: &'a State, live: &Live, system: &str, now_ms: u64) -> BTreeSet<&'a str> {
     let formation = state.cluster.formation(system);

@@ -155,6 +155,7 @@ impl World {
                     state: SystemState::Healthy,
                     reason: String::new(),
                     lineage: Some(lineage.to_string()),
+                    stranded: false,
                 })
                 .collect(),
             leaving: false,

@@ -311,7 +311,8 @@ async fn report(api: &Api, fingerprint: Digest, report: Report) -> Result<Reply,
     let now = &outcome.snapshot;
     let name = now.state.by_fingerprint(&fingerprint).map(|(name, _)| name.as_str()).unwrap_or_default();
     let peers = decide::peers(&now.state, &now.live, name, clock::monotonic_ms());
-    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms(), peers }))
+    let stand_down = decide::stand_down(&now.state, &now.live, name, clock::monotonic_ms());
+    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms(), peers, stand_down }))
 }
 
 /// What was decided is folded by now; asked again, the same question gets the same answer.
