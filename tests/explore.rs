@@ -581,11 +581,18 @@ impl Place {
     }
 
     fn words(&self) -> String {
-        let reports = self.world.machines.iter().map(|m| match &m.run {
-            Some(run) => run.node.report().1,
-            None => format!("on: {}, no agent", m.on),
-        });
-        reports.collect::<Vec<_>>().join(" | ")
+        let state = &self.world.server.state;
+        let word = |n: usize| {
+            let (m, name) = (&self.world.machines[n], &self.world.fixed.names[n]);
+            let says = m.run.as_ref().map_or("no agent".into(), |run| run.node.report().1);
+            let generation = state.node(name).generation;
+            let heard = self.world.server.live.heard.get(name);
+            let barrier = state.cluster.formation("db").barrier(name, generation);
+            format!("{name} (on {}, generation {generation}, heard {heard:?}, barrier {barrier}): {says}", m.on)
+        };
+        let c = &state.cluster;
+        let all: Vec<String> = (0..NODES).map(word).collect();
+        format!("{}\nunvouched {:?} behind {:?} steps {:?}", all.join("\n"), c.unvouched, c.behind, c.steps)
     }
 }
 

@@ -107,7 +107,7 @@ impl Server {
     /// What the API answers a claim that was decided.
     pub fn verdict(&self, print: &Digest, request: &ClaimRequest, now: u64) -> Result<Verdict, Refusal> {
         let command = Command::Claim { fingerprint: *print, request: request.clone() };
-        decide::claim(&self.fed(&command, now), &self.live, print, request, now).map(|(_, verdict)| verdict)
+        decide::verdict(&self.fed(&command, now), &self.live, print, request, now)
     }
 
     /// What comes with the answer of a report.

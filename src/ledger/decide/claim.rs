@@ -57,6 +57,20 @@ pub fn claim(
     }
 }
 
+/// The answer to a claim that was decided before, from what is known by now. Other commands may have
+/// been decided since, with which the same question would be granted something: what is not in the
+/// ledger is not granted, so it is to be asked again.
+pub fn verdict(
+    state: &State,
+    live: &Live,
+    fingerprint: &Digest,
+    request: &ClaimRequest,
+    now_ms: u64,
+) -> Result<Verdict, Refusal> {
+    let (events, verdict) = claim(state, live, fingerprint, request, now_ms)?;
+    Ok(if events.is_empty() { verdict } else { wait("asked again at once: others have spoken meanwhile") })
+}
+
 struct Start<'a> {
     state: &'a State,
     live: &'a Live,

@@ -15,7 +15,7 @@ mod formation_tests;
 mod tests;
 
 pub use boot::{credential_of, may_boot};
-pub use claim::{claim, stand_down};
+pub use claim::{claim, stand_down, verdict};
 pub use cluster::ranks;
 pub use operator::{MachineId, site_diff};
 pub use register::{Admitted, Shown, check as check_register};

@@ -319,7 +319,7 @@ async fn report(api: &Api, fingerprint: Digest, report: Report) -> Result<Reply,
 async fn claim(api: &Api, fingerprint: Digest, request: ClaimRequest) -> Result<Reply, Failed> {
     let outcome = api.ledger.submit(Command::Claim { fingerprint, request: request.clone() }).await?;
     let now = &outcome.snapshot;
-    let (_, verdict) = decide::claim(&now.state, &now.live, &fingerprint, &request, clock::monotonic_ms())
+    let verdict = decide::verdict(&now.state, &now.live, &fingerprint, &request, clock::monotonic_ms())
         .map_err(|refusal| Failed(409, refusal.reason))?;
     Ok(json(200, &verdict))
 }
