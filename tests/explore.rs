@@ -569,9 +569,29 @@ impl Place {
     fn operator(&mut self, step: &mut impl FnMut(&mut Place, Act)) {
         let cluster = &self.world.server.state.cluster;
         if !cluster.genesis || cluster.behind.is_some() || cluster.unvouched.is_some() {
+            let before = self.world.server.state.rev;
+            step(self, Act::Adopt);
+            if self.world.server.state.rev != before {
+                return;
+            }
+        }
+        // Two clusters' data: somebody must say which one counts.
+        let state = &self.world.server.state;
+        let serves = |n: &usize| self.world.server.live.serves(state, &self.world.fixed.names[*n], "db", NOW).is_some();
+        let holds = |n: &usize| !self.world.machines[*n].stores[0].is_blank();
+        let quarantined = self.world.machines.iter().any(|m| {
+            let says = m.run.as_ref().map_or(String::new(), |r| r.node.report().1);
+            says.contains("quarantined") || says.contains("the ledger is behind")
+        });
+        let from = (0..NODES).find(serves).or((0..NODES).find(holds)).filter(|_| quarantined);
+        if let Some(from) = from {
+            let from = self.world.fixed.names[from].clone();
+            let command = Command::Recover { system: "db".into(), from, accept_loss: true };
+            let _ = self.world.server.command(&command, NOW);
             step(self, Act::Adopt);
             return;
         }
+        let cluster = &self.world.server.state.cluster;
         // All data of the lineage are destroyed: somebody must say so.
         let none = self.world.machines.iter().all(|m| m.stores[0].is_blank());
         if none && cluster.formation("db").lineage.is_some() {
@@ -652,6 +672,7 @@ impl Keying<'_> {
     fn machine(&self, n: usize, h: &mut Fast) {
         let m = &self.w.machines[n];
         (m.on, m.cut, m.boots, m.key, m.kept, &m.asked, m.refused, m.registers, m.steps.len()).hash(h);
+        m.excused.iter().map(|n| (self.named)(*n)).collect::<BTreeSet<_>>().hash(h);
         let store = &m.stores[0];
         let view: Vec<usize> = store.view.iter().map(|m| (self.named)(*m)).collect::<BTreeSet<_>>().into_iter().collect();
         (store.lineage, store.seqno, store.mark, view).hash(h);

@@ -32,6 +32,8 @@ pub struct Machine {
     pub run: Option<Run>,
     /// Cluster steps that run.
     pub steps: Vec<Action>,
+    /// Nodes that were fenced when it was let seed: what they hold was given up.
+    pub excused: Vec<usize>,
     /// Monotonic, of this boot. Older boots were up longer, so that their messages bear higher
     /// numbers than those of newer ones: the worst case.
     pub clock: u64,
@@ -68,6 +70,7 @@ impl Machine {
             registers: 0,
             run: None,
             steps: vec![],
+            excused: vec![],
             clock: 0,
         }
     }

@@ -299,6 +299,11 @@ impl World {
         {
             self.machine(n).asked[s] = false;
         }
+        if matches!(outcome, Outcome::Answered(Verdict::Seed)) {
+            let fenced = (0..self.machines.len()).filter(|m| self.server.truly_fenced(&self.fixed.names[*m]));
+            let fenced = fenced.collect();
+            self.machine(n).excused = fenced;
+        }
         outcome
     }
 
@@ -409,7 +414,7 @@ impl World {
         let (reset, own) = (self.is_reset(s), self.machines[n].stores[s].clone());
         for other in (0..self.machines.len()).filter(|other| *other != n) {
             let name = self.fixed.names[other].clone();
-            if self.is_given_up(other, s) {
+            if self.is_given_up(other, s) || self.machines[n].excused.contains(&other) {
                 continue;
             }
             if self.processes[s].runs(other) {

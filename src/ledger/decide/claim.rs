@@ -138,12 +138,19 @@ impl Start<'_> {
     /// Nobody has made it yet, as far as the ledger knows.
     fn unformed(&self, formation: &Formation) -> Judged {
         let holder = formation.seeding.as_ref();
-        if let (Data::Holds { lineage, .. }, false) = (&self.data, holder.is_some_and(|h| h.node == self.name)) {
-            return self
-                .behind(format!("it holds data of {} {lineage}, which was never formed here", self.system.name));
-        }
         if let Some(holder) = holder.filter(|h| h.node != self.name && !self.is_off(&h.node)) {
             return (vec![], wait(format!("{} seeds it (generation {})", holder.node, holder.generation)));
+        }
+        // What the seed that was granted to it made.
+        let own = holder.is_some_and(|h| h.node == self.name) && self.data != Data::Blank;
+        let current = formation.stopped.iter().filter(|(n, s)| self.is_current(n, s) && !self.is_off(n));
+        let held = |(node, s): (&String, &Stopped)| match &s.data {
+            Data::Holds { lineage, .. } => Some((node.clone(), lineage.clone())),
+            Data::Blank => None,
+        };
+        if let (false, Some((node, lineage))) = (own, current.filter_map(held).next()) {
+            let what = format!("{node} holds data of {} {lineage}, which was never formed here", self.system.name);
+            return self.behind(what);
         }
         if let Some(other) = self.carriers().find(|n| self.serves(n).is_some()) {
             return self.behind(format!("{other} serves {}, which was never formed here", self.system.name));
@@ -297,8 +304,7 @@ pub fn stand_down(state: &State, live: &Live, name: &str, now_ms: u64) -> Vec<St
             holders.retain(|n| formation.members.contains(*n));
         }
         let serves = |n: &str| live.serves(state, n, system, now_ms).is_some();
-        formation.seeding.is_none()
-            && holders.contains(name)
+        holders.contains(name)
             && holders.iter().all(|n| live.is_stranded(state, n, system, now_ms))
             && !state.carriers(system).any(|n| serves(&n.name))
     };
