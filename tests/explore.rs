@@ -247,10 +247,6 @@ impl Place {
         }
     }
 
-    fn base(&self) -> Arc<State> {
-        unformed().server.state
-    }
-
     /// The place after an act; `None`: it cannot happen here, or changes nothing.
     fn after(&self, act: Act) -> Option<Place> {
         let mut p = self.clone();
@@ -349,19 +345,19 @@ impl Place {
             Act::Late(i) if (i as usize) < w.late.len() => w.deliver_late(i as usize, NOW),
             Act::Restart => {
                 take(&mut p.left.restart)?;
-                w.server.restart(None, NOW);
+                w.server.restart(None, 0, NOW);
             }
             Act::Lose => {
                 take(&mut p.left.loss)?;
-                w.server.state = self.base();
-                w.server.restart(Some("the ledger was lost"), NOW);
+                w.lose();
+                w.server.restart(Some("the ledger was lost"), 0, NOW);
                 p.doubted = true;
             }
             Act::Backup if self.backup.is_none() && self.left.rollback > 0 => p.backup = Some(w.server.state.clone()),
             Act::Restore => {
                 take(&mut p.left.rollback)?;
                 w.server.state = p.backup.take()?;
-                w.server.restart(Some("the ledger is from a backup"), NOW);
+                w.server.restart(Some("the ledger is from a backup"), 0, NOW);
                 p.doubted = true;
             }
             Act::Form | Act::Adopt if self.doubted => {
@@ -502,7 +498,7 @@ impl Place {
         let component = |c: &world::process::Component| {
             let mut members: Vec<usize> = c.members.iter().map(|(m, _)| named(*m)).collect();
             members.sort_unstable();
-            (c.lineage, c.seqno, c.mark, c.primary, members)
+            (c.lineage, c.seqno, c.marks.len(), c.primary, members)
         };
         let mut components: Vec<_> = w.processes[0].components.iter().map(component).collect();
         components.sort();
@@ -559,45 +555,10 @@ impl Place {
                 return Ok(round + 1);
             }
             if round % 10 == 9 {
-                p.operator(&mut step);
+                p.world.operator(NOW);
             }
         }
         Err(format!("not all get ready within {CALM_ROUNDS} rounds: {}", p.words()))
-    }
-
-    /// The operator looks after a while, and follows what the ledger asks for.
-    fn operator(&mut self, step: &mut impl FnMut(&mut Place, Act)) {
-        let cluster = &self.world.server.state.cluster;
-        if !cluster.genesis || cluster.behind.is_some() || cluster.unvouched.is_some() {
-            let before = self.world.server.state.rev;
-            step(self, Act::Adopt);
-            if self.world.server.state.rev != before {
-                return;
-            }
-        }
-        // Two clusters' data: somebody must say which one counts.
-        let state = &self.world.server.state;
-        let serves = |n: &usize| self.world.server.live.serves(state, &self.world.fixed.names[*n], "db", NOW).is_some();
-        let holds = |n: &usize| !self.world.machines[*n].stores[0].is_blank();
-        let quarantined = self.world.machines.iter().any(|m| {
-            let says = m.run.as_ref().map_or(String::new(), |r| r.node.report().1);
-            says.contains("quarantined") || says.contains("the ledger is behind")
-        });
-        let from = (0..NODES).find(serves).or((0..NODES).find(holds)).filter(|_| quarantined);
-        if let Some(from) = from {
-            let from = self.world.fixed.names[from].clone();
-            let command = Command::Recover { system: "db".into(), from, accept_loss: true };
-            let _ = self.world.server.command(&command, NOW);
-            step(self, Act::Adopt);
-            return;
-        }
-        let cluster = &self.world.server.state.cluster;
-        // All data of the lineage are destroyed: somebody must say so.
-        let none = self.world.machines.iter().all(|m| m.stores[0].is_blank());
-        if none && cluster.formation("db").lineage.is_some() {
-            let command = Command::Recover { system: "db".into(), from: "c0001".into(), accept_loss: true };
-            let _ = self.world.server.command(&command, NOW);
-        }
     }
 
     fn words(&self) -> String {
@@ -675,7 +636,7 @@ impl Keying<'_> {
         m.excused.iter().map(|n| (self.named)(*n)).collect::<BTreeSet<_>>().hash(h);
         let store = &m.stores[0];
         let view: Vec<usize> = store.view.iter().map(|m| (self.named)(*m)).collect::<BTreeSet<_>>().into_iter().collect();
-        (store.lineage, store.seqno, store.mark, view).hash(h);
+        (store.lineage, store.seqno, store.marks.len(), view).hash(h);
         m.cert.as_ref().map(|c| (Self::print(&c.print), c.generation)).hash(h);
         let Some(run) = &m.run else { return };
         // A join's members are the others, by name; a plain list of who serves will do.

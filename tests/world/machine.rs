@@ -53,7 +53,10 @@ pub struct Run {
     pub said: Option<Report>,
 }
 
-const BOOT_MS: u64 = 1 << 40;
+/// Where the clock of a boot begins.
+pub fn base_ms(boot: u32) -> u64 {
+    (1u64 << 40).saturating_sub(u64::from(boot) << 30)
+}
 
 impl Machine {
     pub fn new(seeded: usize) -> Machine {
@@ -77,7 +80,7 @@ impl Machine {
 
     pub fn boot(&mut self) {
         (self.on, self.boots, self.registers) = (true, self.boots + 1, 0);
-        self.clock = BOOT_MS.saturating_sub(u64::from(self.boots) << 30);
+        self.clock = base_ms(self.boots);
     }
 
     /// All that is in memory is gone.

@@ -17,13 +17,15 @@ use kiln::image::id::Digest;
 use kiln::join::node::{Action, Job, Outcome};
 use kiln::ledger::event::UsedImage;
 use kiln::ledger::message::{Data, Report, Verdict};
-use kiln::ledger::{Command, Refusal};
+use kiln::ledger::state::State;
+use kiln::ledger::{Command, Event, Refusal};
 use kiln::recipe::System;
 use kiln::recipe::system::{Formation, FormationKind, Health, Scope, Step};
 use kiln::site::{Cluster, DiskMatch, Mac, Network, Node as SiteNode, Site, StateDisk};
 use machine::Machine;
 use process::Process;
 use server::Server;
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -68,6 +70,8 @@ pub struct World {
     /// The processes of each seeded system, by the order of `seeded`.
     pub processes: Arc<Vec<Process>>,
     pub fixed: Arc<Fixed>,
+    /// Cluster steps done in what no lineage is known of.
+    pub done: Arc<BTreeSet<String>>,
     /// A message on its way: (sender, its generation, what it says).
     pub late: Vec<Late>,
     /// What must never happen, happened.
@@ -154,7 +158,21 @@ impl World {
         server.command(&Command::ApplySite { site, site_id: "id".into(), images }, now).expect("a site");
         let machines = (0..fixed.names.len()).map(|_| Arc::new(Machine::new(fixed.seeded.len()))).collect();
         let processes = Arc::new(fixed.seeded.iter().map(|_| Process::default()).collect());
-        World { server, machines, processes, fixed: Arc::new(fixed), late: vec![], violation: None }
+        World { server, machines, processes, fixed: Arc::new(fixed), done: Arc::default(), late: vec![], violation: None }
+    }
+
+    /// The ledger is empty, but for its site.
+    pub fn lose(&mut self) {
+        let mut state = State::default();
+        let before = &self.server.state;
+        if let Some(site) = &before.site {
+            let site = Box::new((**site).clone());
+            state.apply(&Event::SiteApplied { site, site_id: before.site_id.clone() });
+        }
+        for (role, image) in &before.images {
+            state.apply(&Event::ImageUsed { role: role.clone(), image: image.current.clone() });
+        }
+        self.server.state = Arc::new(state);
     }
 
     pub fn violate(&mut self, what: impl Into<String>) {
@@ -352,11 +370,12 @@ impl World {
         })
     }
 
-    /// The seeded system into whose data this cluster step writes.
-    fn written(&self, n: usize, system: &str, step: &str) -> Option<usize> {
+    /// The system into whose data this cluster step writes, and which it is if that is seeded.
+    fn written(&self, n: usize, system: &str, step: &str) -> Option<(&str, Option<usize>)> {
         let system = self.fixed.systems_of(n).iter().find(|s| s.name == system)?;
         let step = system.steps.iter().find(|s| s.name == step && s.scope == Scope::Cluster)?;
-        self.fixed.seeded(step.writes.as_ref().unwrap_or(&system.name))
+        let writes = step.writes.as_ref().unwrap_or(&system.name);
+        Some((writes, self.fixed.seeded(writes)))
     }
 
     /// Whether this job changes what the others share, and so must not run twice.
@@ -366,8 +385,11 @@ impl World {
     }
 
     fn is_marked(&self, n: usize, system: &str, step: &str) -> bool {
-        let Some(s) = self.written(n, system, step) else { return false };
-        self.processes[s].of(n).is_some_and(|c| c.mark)
+        match self.written(n, system, step) {
+            Some((_, Some(s))) => self.processes[s].of(n).is_some_and(|c| c.has_mark(step)),
+            Some((_, None)) => self.done.contains(step),
+            None => false,
+        }
     }
 
     /// A cluster step that is not done yet begins.
@@ -385,14 +407,17 @@ impl World {
     pub fn end_step(&mut self, n: usize, action: &Action) -> Outcome {
         self.machine(n).steps.retain(|a| a != action);
         let Job::Step { step, .. } = &action.job else { return Outcome::Failed("no step".into()) };
-        let Some(s) = self.written(n, &action.system, step) else { return Outcome::Done("done".into()) };
+        let Some((_, Some(s))) = self.written(n, &action.system, step) else {
+            Arc::make_mut(&mut self.done).insert(step.clone());
+            return Outcome::Done("done".into());
+        };
         if !self.processes[s].serves(n) {
             return Outcome::Failed("the database is gone".into());
         }
-        if self.processes[s].of(n).is_some_and(|c| c.mark) {
-            self.violate(format!("{} was done twice in one lineage", action.system));
+        if self.processes[s].of(n).is_some_and(|c| c.has_mark(step)) {
+            self.violate(format!("{}/{step} was done twice in one lineage", action.system));
         }
-        let touched = self.process(s).mark(n);
+        let touched = self.process(s).mark(n, step);
         self.save(s, &touched);
         Outcome::Done("done".into())
     }
@@ -466,6 +491,66 @@ impl World {
         let own = self.machines[n].stores[s].clone();
         let touched = self.process(s).plain_start(n, &own);
         self.save(s, &touched);
+    }
+
+    /// Tells the server that a peer step ended here.
+    pub fn tell_peer(&mut self, n: usize, task: &kiln::ledger::message::PeerTask, now: u64) {
+        let Some(fingerprint) = self.machines[n].cert.as_ref().map(|c| c.print) else { return };
+        let request = kiln::ledger::message::DoneRequest {
+            system: task.system.clone(),
+            step: task.step.clone(),
+            seq: 0,
+            peer: Some(task.clone()),
+            ok: true,
+            detail: String::new(),
+        };
+        if !self.machines[n].cut {
+            let _ = self.send(n, Command::Done { fingerprint, request }, Fate::Good, now);
+        }
+    }
+
+    /// The operator looks, and follows what the ledger asks for: adopts; where data of two clusters
+    /// are there, says whose counts; where nobody's are left, lets it begin anew. Whether something
+    /// was said.
+    pub fn operator(&mut self, now: u64) -> bool {
+        let before = self.server.state.rev;
+        let cluster = &self.server.state.cluster;
+        if !cluster.genesis || cluster.behind.is_some() || cluster.unvouched.is_some() {
+            let _ = self.server.command(&Command::Adopt, now);
+        }
+        for s in 0..self.fixed.seeded.len() {
+            if self.server.state.rev != before {
+                return true;
+            }
+            self.recover(s, now);
+        }
+        self.server.state.rev != before
+    }
+
+    fn recover(&mut self, s: usize, now: u64) {
+        let system = self.fixed.seeded[s].clone();
+        let names = self.fixed.names.clone();
+        let (state, live) = (&self.server.state, &self.server.live);
+        let serves = |n: &usize| live.serves(state, &names[*n], &system, now).is_some();
+        let stores: Vec<&process::Store> = self.machines.iter().map(|m| &m.stores[s]).collect();
+        let mut shown: Vec<u32> = stores.iter().map(|s| s.lineage).filter(|l| *l != 0).collect();
+        shown.sort_unstable();
+        shown.dedup();
+        let formed = state.cluster.formation(&system).lineage.is_some();
+        let newest = (0..names.len()).filter(|n| !stores[*n].is_blank()).max_by_key(|n| stores[*n].seqno);
+        let carrier = state.carriers(&system).next().map(|n| n.name.clone());
+        let nobody = !(0..names.len()).any(|n| serves(&n));
+        let held = state.cluster.formation(&system).lineage.clone();
+        let lost = formed && nobody && !shown.iter().any(|l| Some(process::name(*l)) == held);
+        let from = match shown.len() {
+            0 if formed => carrier,
+            2.. => (0..names.len()).find(serves).or(newest).map(|n| names[n].clone()),
+            _ if lost => newest.map(|n| names[n].clone()),
+            _ => None,
+        };
+        if let Some(from) = from {
+            let _ = self.server.command(&Command::Recover { system, from, accept_loss: true }, now);
+        }
     }
 
     /// What must hold between any two steps.

@@ -8,8 +8,8 @@ pub struct Store {
     /// 0: blank.
     pub lineage: u32,
     pub seqno: i64,
-    /// The cluster step was done in these data.
-    pub mark: bool,
+    /// Cluster steps that were done in these data.
+    pub marks: Vec<String>,
     /// The last primary view that this node was in.
     pub view: Vec<usize>,
 }
@@ -37,7 +37,7 @@ pub fn name(lineage: u32) -> String {
 pub struct Component {
     pub lineage: u32,
     pub seqno: i64,
-    pub mark: bool,
+    pub marks: Vec<String>,
     /// Sorted; with the view that each has on its disk.
     pub members: Vec<(usize, Vec<usize>)>,
     pub primary: bool,
@@ -54,6 +54,10 @@ pub struct Process {
 pub type Saved = (usize, Store);
 
 impl Component {
+    pub fn has_mark(&self, step: &str) -> bool {
+        self.marks.iter().any(|m| m == step)
+    }
+
     fn has(&self, n: usize) -> bool {
         self.members.iter().any(|(m, _)| *m == n)
     }
@@ -72,7 +76,7 @@ impl Component {
 
     fn saved(&self) -> Vec<Saved> {
         let store =
-            |view: &Vec<usize>| Store { lineage: self.lineage, seqno: self.seqno, mark: self.mark, view: view.clone() };
+            |view: &Vec<usize>| Store { lineage: self.lineage, seqno: self.seqno, marks: self.marks.clone(), view: view.clone() };
         self.members.iter().map(|(m, view)| (*m, store(view))).collect()
     }
 }
@@ -141,7 +145,7 @@ impl Process {
         let mut component = Component {
             lineage: own.lineage,
             seqno: own.seqno,
-            mark: own.mark,
+            marks: own.marks.clone(),
             members: vec![(n, vec![])],
             primary: false,
         };
@@ -173,14 +177,14 @@ impl Process {
         }
         let waits = |c: &&mut Component| !c.primary && c.lineage == own.lineage;
         if !self.components.iter_mut().any(|c| waits(&c)) {
-            let (lineage, seqno, mark) = (own.lineage, own.seqno, own.mark);
-            self.components.push(Component { lineage, seqno, mark, members: vec![], primary: false });
+            let (lineage, seqno, marks) = (own.lineage, own.seqno, own.marks.clone());
+            self.components.push(Component { lineage, seqno, marks, members: vec![], primary: false });
         }
         let component = self.components.iter_mut().find(waits).expect("it was just made");
         component.members.push((n, own.view.clone()));
         component.members.sort();
         if own.seqno > component.seqno {
-            (component.seqno, component.mark) = (own.seqno, own.mark);
+            (component.seqno, component.marks) = (own.seqno, own.marks.clone());
         }
         // All who were in one last view are back.
         let back = |view: &Vec<usize>| {
@@ -193,9 +197,10 @@ impl Process {
     }
 
     /// The cluster step writes its mark.
-    pub fn mark(&mut self, n: usize) -> Vec<Saved> {
+    pub fn mark(&mut self, n: usize, step: &str) -> Vec<Saved> {
         let Some(component) = self.of_mut(n) else { return vec![] };
-        (component.mark, component.seqno) = (true, component.seqno + 1);
+        component.marks.push(step.into());
+        component.seqno += 1;
         component.saved()
     }
 }

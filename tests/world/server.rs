@@ -121,8 +121,8 @@ impl Server {
     }
 
     /// The server's process is started again.
-    pub fn restart(&mut self, doubt: Option<&str>, now: u64) {
-        self.live = Arc::new(Live::new(0));
+    pub fn restart(&mut self, doubt: Option<&str>, started: u64, now: u64) {
+        self.live = Arc::new(Live::new(started));
         let _ = self.command(&Command::Start { doubt: doubt.map(String::from) }, now);
     }
 

@@ -14,7 +14,7 @@
 
 use super::{Refusal, Why, current, step};
 use crate::image::id::Digest;
-use crate::ledger::cluster::{Formation, Stopped};
+use crate::ledger::cluster::{Formation, Holder, Stopped};
 use crate::ledger::event::Event;
 use crate::ledger::live::Live;
 use crate::ledger::message::{Ask, ClaimRequest, Data, Verdict};
@@ -162,7 +162,9 @@ impl Start<'_> {
     }
 
     fn formed(&self, formation: &Formation, lineage: &str) -> Judged {
-        if let Some(holder) = formation.seeding.as_ref().filter(|h| h.node != self.name && !self.is_off(&h.node)) {
+        // A holder that stopped again may not be the best any more: it waits like everyone.
+        let seeds = |h: &&Holder| h.node != self.name && !self.is_known(formation, &h.node);
+        if let Some(holder) = formation.seeding.as_ref().filter(seeds) {
             return (vec![], wait(format!("{} brings it back (generation {})", holder.node, holder.generation)));
         }
         let foreign = matches!(&self.data, Data::Holds { lineage: own, .. } if own != lineage);
