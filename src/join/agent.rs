@@ -47,6 +47,8 @@ enum Event {
     },
     /// The server wants these peer steps done here.
     Peers(Vec<PeerTask>),
+    /// The server wants these systems stopped, if they do not serve.
+    StandDown(Vec<String>),
     /// The server no longer knows this generation's certificate.
     Refused(String),
     /// A register that was tried in the background.
@@ -211,6 +213,7 @@ impl Agent {
                     node.done(&action.system, &action.job, outcome, monotonic_ms());
                 }
                 Ok(Event::Peers(tasks)) => node.set_peers(&tasks),
+                Ok(Event::StandDown(systems)) => node.stand_down(&systems, monotonic_ms()),
                 Ok(Event::Refused(why)) => {
                     registers.needed = true;
                     if !registers.running {

@@ -19,6 +19,7 @@ use crate::ledger::message::{
 use crate::recipe::System;
 use crate::recipe::system::{STEP_TIMEOUT_DEFAULT_SECS, Scope, Step, seconds};
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
 /// Pause after the first failure of a system; doubled with each further one …
 pub const RETRY_FIRST_MS: u64 = 2_000;
@@ -30,6 +31,9 @@ pub const ASK_MAX_MS: u64 = 4_000;
 /// Until a system is healthy for the first time it is asked this soon, then ever slower up to its
 /// interval: what comes up must not wait for the next look.
 pub const LOOK_FIRST_MS: u64 = 1_000;
+/// A system whose health says so often in a row that others are missing is stranded: a split that
+/// heals by itself is waited for.
+pub const STRANDED_LOOKS: u32 = 6;
 /// A health script that takes longer is ended; systems in emulation are slow.
 pub const HEALTH_TIMEOUT_SECS: u64 = 60;
 /// Reading a stopped system's data: a database may have to replay its log.
@@ -159,9 +163,16 @@ struct Tracked {
     forming: Forming,
     /// The cluster step that is under way.
     stage: Option<(String, Stage)>,
+    /// That step began in another lineage than there is now: its end says nothing of this one.
+    stale: bool,
     started: bool,
     /// Health's last word.
     healthy: bool,
+    /// Health's last words: it runs, but others are missing.
+    strandings: u32,
+    /// A late step did not get done: health comes before its next try, or a system that fell
+    /// meanwhile would go on as healthy for as long as the step fails.
+    look_first: bool,
     /// Which cluster a seeded system serves since it was started …
     lineage: Option<String>,
     /// … and in which one its cluster steps are done.
@@ -191,8 +202,11 @@ impl Node {
                 steps_done: system.steps.iter().filter(|s| finished(s)).map(|s| s.name.clone()).collect(),
                 forming: if system.is_seeded() { Forming::Look } else { Forming::Free },
                 stage: None,
+                stale: false,
                 started: false,
                 healthy: false,
+                strandings: 0,
+                look_first: false,
                 lineage: None,
                 steps_lineage: None,
                 running: None,
@@ -233,6 +247,18 @@ impl Node {
         self.peers.retain(|task, running| *running || tasks.contains(task));
         for task in tasks {
             self.peers.entry(task.clone()).or_insert(false);
+        }
+    }
+
+    /// These systems run nowhere as they should, and the server waits for what this node holds: one
+    /// that is still stranded is stopped, and asks again.
+    pub fn stand_down(&mut self, systems: &[String], now_ms: u64) {
+        for tracked in self.systems.iter_mut().filter(|t| systems.contains(&t.system.name)) {
+            if tracked.is_stranded() && tracked.running.is_none() {
+                tracked.fall();
+                (tracked.forming, tracked.due_ms) = (Forming::Rank, now_ms);
+                (tracked.state, tracked.reason) = (SystemState::Starting, "stops: nobody serves it".into());
+            }
         }
     }
 
@@ -322,6 +348,7 @@ impl Node {
             state: if t.state == SystemState::Healthy && !t.complete(online) { SystemState::Starting } else { t.state },
             reason: t.reason.chars().take(REASON_MAX_CHARS).collect(),
             lineage: t.lineage.clone().filter(|_| t.started && t.healthy),
+            stranded: t.is_stranded(),
         });
         (phase, detail, systems.collect())
     }
@@ -335,6 +362,24 @@ impl Node {
             (asks || runs).then(|| RunningStep { system: t.system.name.clone(), step: step.clone() })
         };
         self.systems.iter().filter_map(of).collect()
+    }
+
+    /// All that the coming jobs depend on, times and counts aside, with numbers of messages put
+    /// through `seq`: two nodes of the same shape go the same ways (`tests/explore.rs`).
+    pub fn shape(&self, mut seq: impl FnMut(u64) -> u64, hasher: &mut impl Hasher) {
+        (&self.peers, &self.offline).hash(hasher);
+        for t in &self.systems {
+            (&t.steps_done, &t.forming, t.started, t.healthy, &t.lineage, &t.steps_lineage).hash(hasher);
+            (t.is_stranded(), t.look_first, t.stale).hash(hasher);
+            match &t.stage {
+                Some((step, Stage::Run { seq: of })) => (step, 1, seq(*of)).hash(hasher),
+                Some((step, Stage::Tell { seq: of, ok, .. })) => (step, 2, seq(*of), ok).hash(hasher),
+                Some((step, Stage::Ask)) => (step, 3).hash(hasher),
+                Some((step, Stage::Check)) => (step, 4).hash(hasher),
+                None => 5.hash(hasher),
+            }
+            t.running.as_ref().map(std::mem::discriminant).hash(hasher);
+        }
     }
 
     /// The next job of a system, or what it waits for.
@@ -362,10 +407,11 @@ impl Node {
             }
             return Ok(Job::Start { units: self.systems[i].system.units.clone() });
         }
-        if tracked.healthy && tracked.system.is_seeded() && tracked.lineage.is_none() {
+        let may = tracked.healthy && !tracked.look_first;
+        if may && tracked.system.is_seeded() && tracked.lineage.is_none() {
             return Ok(Job::Lineage { timeout_secs: HEALTH_TIMEOUT_SECS });
         }
-        let late = tracked.open_steps(true, online).next().cloned().filter(|_| tracked.healthy);
+        let late = tracked.open_steps(true, online).next().cloned().filter(|_| may);
         if let Some(step) = late
             && let Ok(job) = self.step(i, step, now_ms)
         {
@@ -443,6 +489,7 @@ impl Node {
             let lives_in = |s: &&Step| s.scope == Scope::Cluster && *s.writes.as_ref().unwrap_or(&own) == name;
             for step in tracked.system.steps.iter().filter(lives_in) {
                 tracked.steps_done.remove(&step.name);
+                tracked.stale |= tracked.stage.as_ref().is_some_and(|(under_way, _)| *under_way == step.name);
             }
         }
     }
@@ -477,6 +524,10 @@ impl Tracked {
         self.healthy && self.started && known && self.open_steps(true, online).next().is_none()
     }
 
+    fn is_stranded(&self) -> bool {
+        self.started && self.system.is_seeded() && self.strandings >= STRANDED_LOOKS
+    }
+
     fn interval_ms(&self) -> u64 {
         seconds(&self.system.health.interval).unwrap_or(10) * 1000
     }
@@ -496,7 +547,9 @@ impl Tracked {
     }
 
     fn step_is_done(&mut self, step: String, now_ms: u64) {
-        self.steps_done.insert(step);
+        if !std::mem::take(&mut self.stale) {
+            self.steps_done.insert(step);
+        }
         (self.stage, self.failures, self.asks) = (None, 0, 0);
         if self.healthy {
             self.state = SystemState::Healthy; // a late step that had failed before
@@ -629,6 +682,7 @@ impl Tracked {
     /// It does not run: a seeded one must ask again before it may.
     fn fall(&mut self) {
         (self.started, self.healthy, self.lineage) = (false, false, None);
+        (self.strandings, self.look_first) = (0, false);
         if self.system.is_seeded() {
             self.forming = Forming::Look;
         }
@@ -636,14 +690,17 @@ impl Tracked {
 
     fn looked(&mut self, outcome: Outcome, now_ms: u64) {
         let interval = self.interval_ms();
+        self.strandings = if matches!(outcome, Outcome::Later(_)) { self.strandings.saturating_add(1) } else { 0 };
         let was_healthy = self.state == SystemState::Healthy || self.state == SystemState::Unhealthy;
         match outcome {
             Outcome::Done(reason) => {
-                let first = !self.healthy;
-                (self.healthy, self.failures, self.looks) = (true, 0, 0);
-                (self.state, self.reason) = (SystemState::Healthy, reason);
+                let (first, again) = (!self.healthy, std::mem::take(&mut self.look_first));
+                (self.healthy, self.looks) = (true, 0);
+                if first || !again {
+                    (self.state, self.reason, self.failures) = (SystemState::Healthy, reason, 0);
+                }
                 // A late step is due at once.
-                self.due_ms = if first && !self.complete(true) { now_ms } else { now_ms + interval };
+                self.due_ms = if (first || again) && !self.complete(true) { now_ms } else { now_ms + interval };
             }
             Outcome::Missing(why) => {
                 self.healthy = false;
@@ -665,7 +722,7 @@ impl Tracked {
     }
 
     fn again(&mut self, state: SystemState, reason: String, now_ms: u64) {
-        (self.state, self.reason) = (state, reason);
+        (self.state, self.reason, self.look_first) = (state, reason, self.started);
         self.due_ms = now_ms + (RETRY_FIRST_MS << self.failures.min(16)).min(RETRY_MAX_MS);
         self.failures = self.failures.saturating_add(1);
     }
@@ -674,7 +731,7 @@ impl Tracked {
         if !self.healthy {
             self.state = SystemState::Waiting;
         }
-        self.reason = reason;
+        (self.reason, self.look_first) = (reason, self.started);
         self.due_ms = now_ms + (ASK_FIRST_MS << self.asks.min(16)).min(ASK_MAX_MS);
         self.asks = self.asks.saturating_add(1);
     }

@@ -151,6 +151,7 @@ mod tests {
                     state: *state,
                     reason: String::new(),
                     lineage: None,
+                    stranded: false,
                 })
                 .collect(),
             leaving: false,

@@ -142,7 +142,8 @@ impl Cluster {
             Event::Serves { system, node, generation, seq } => {
                 let formation = self.formation_mut(system);
                 formation.members.insert(node.clone());
-                formation.grant(node, *generation, *seq, false, false);
+                // The report that says so counts itself, however often it comes.
+                formation.grant(node, *generation, seq.saturating_sub(1), false, false);
             }
             Event::Recovering { system, node } => {
                 let formation = self.formation_mut(system);

@@ -5,7 +5,7 @@ use super::decide::Command;
 use super::message::{Report, SESSION_DEAD_SECS};
 use super::state::State;
 use crate::site::Mac;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Events that an unauthenticated machine may cause in [`NOISE_WINDOW_MS`]; the rest is dropped,
@@ -61,12 +61,15 @@ pub struct Reported {
     pub seq: u64,
     /// Systems that serve with a lineage.
     pub lineages: Arc<BTreeMap<String, String>>,
+    /// Systems that run but cannot serve.
+    pub stranded: Arc<BTreeSet<String>>,
 }
 
 impl Reported {
     pub fn of(report: &Report) -> Reported {
         let lineages = report.systems.iter().filter_map(|s| Some((s.name.clone(), s.lineage.clone()?)));
-        Reported { seq: report.seq, lineages: Arc::new(lineages.collect()) }
+        let stranded = report.systems.iter().filter(|s| s.stranded && s.lineage.is_none()).map(|s| s.name.clone());
+        Reported { seq: report.seq, lineages: Arc::new(lineages.collect()), stranded: Arc::new(stranded.collect()) }
     }
 }
 
@@ -131,12 +134,21 @@ impl Live {
     /// The lineage with which a node serves a system, by its newest report: it is the current
     /// generation's, its session lives, and it is newer than what the ledger granted since.
     pub fn serves(&self, state: &State, node: &str, system: &str, now_ms: u64) -> Option<String> {
+        self.says(state, node, system, now_ms)?.lineages.get(system).cloned()
+    }
+
+    /// Whether the node runs a system that cannot serve, by the same report.
+    pub fn is_stranded(&self, state: &State, node: &str, system: &str, now_ms: u64) -> bool {
+        self.says(state, node, system, now_ms).is_some_and(|report| report.stranded.contains(system))
+    }
+
+    fn says(&self, state: &State, node: &str, system: &str, now_ms: u64) -> Option<&Reported> {
         let known = state.nodes.get(node)?;
         let heard = self.heard.get(node).filter(|h| h.generation == known.generation)?;
         let report = heard.report.as_ref()?;
         let barrier = state.cluster.formations.get(system).map_or(0, |f| f.barrier(node, known.generation));
         let counts = !known.is_fenced() && report.seq > barrier && self.session_lives(state, node, now_ms);
-        counts.then(|| report.lineages.get(system).cloned()).flatten()
+        counts.then_some(report)
     }
 
     /// Whether the node has reported in its current generation since this server started.

@@ -210,6 +210,9 @@ pub struct SystemReport {
     /// Of a system that forms a cluster, while it serves: which cluster it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lineage: Option<String>,
+    /// It runs, but its health says that it cannot serve without members that are missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stranded: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,6 +231,9 @@ pub struct ReportAnswer {
     /// What this node is to do for others that want to join.
     #[serde(default)]
     pub peers: Vec<PeerTask>,
+    /// Systems that are to be stopped here, if they still run without serving.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stand_down: Vec<String>,
 }
 
 /// A peer step to be run here for `node`; its end is told with [`DoneRequest`].
@@ -261,7 +267,7 @@ pub struct ClaimRequest {
     pub ask: Ask,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ask {
     /// The system's units are stopped here, with these data: may it start, and how?

@@ -306,6 +306,12 @@ impl State {
             Event::NodeHeld { node, reason } => self.node_mut(node).held = Some(reason.clone()),
             Event::NodeUnheld { node } => self.node_mut(node).held = None,
             Event::NodeFenced { node, generation } => self.node_mut(node).fenced = Some(*generation),
+            Event::Unvouched { .. } => {
+                // What was sent before this moment may come late, and of what was granted since the
+                // backup nothing is known: only who registers again is heard.
+                self.fingerprints.clear();
+                self.cluster.apply(event);
+            }
             _ => self.cluster.apply(event),
         }
     }

@@ -90,6 +90,9 @@ impl Shared {
                         eprintln!("server takes reports again");
                     }
                     failures = 0;
+                    if !answer.stand_down.is_empty() {
+                        let _ = events.send(Event::StandDown(answer.stand_down));
+                    }
                     // The same one again is one that failed.
                     if !answer.peers.is_empty() || said {
                         said = !answer.peers.is_empty();

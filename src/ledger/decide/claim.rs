@@ -14,7 +14,7 @@
 
 use super::{Refusal, Why, current, step};
 use crate::image::id::Digest;
-use crate::ledger::cluster::{Formation, Stopped};
+use crate::ledger::cluster::{Formation, Holder, Stopped};
 use crate::ledger::event::Event;
 use crate::ledger::live::Live;
 use crate::ledger::message::{Ask, ClaimRequest, Data, Verdict};
@@ -55,6 +55,20 @@ pub fn claim(
             Ok(Start { state, live, system, name, generation, seq, data, now_ms }.judge())
         }
     }
+}
+
+/// The answer to a claim that was decided before, from what is known by now. Other commands may have
+/// been decided since, with which the same question would be granted something: what is not in the
+/// ledger is not granted, so it is to be asked again.
+pub fn verdict(
+    state: &State,
+    live: &Live,
+    fingerprint: &Digest,
+    request: &ClaimRequest,
+    now_ms: u64,
+) -> Result<Verdict, Refusal> {
+    let (events, verdict) = claim(state, live, fingerprint, request, now_ms)?;
+    Ok(if events.is_empty() { verdict } else { wait("asked again at once: others have spoken meanwhile") })
 }
 
 struct Start<'a> {
@@ -124,12 +138,19 @@ impl Start<'_> {
     /// Nobody has made it yet, as far as the ledger knows.
     fn unformed(&self, formation: &Formation) -> Judged {
         let holder = formation.seeding.as_ref();
-        if let (Data::Holds { lineage, .. }, false) = (&self.data, holder.is_some_and(|h| h.node == self.name)) {
-            return self
-                .behind(format!("it holds data of {} {lineage}, which was never formed here", self.system.name));
-        }
         if let Some(holder) = holder.filter(|h| h.node != self.name && !self.is_off(&h.node)) {
             return (vec![], wait(format!("{} seeds it (generation {})", holder.node, holder.generation)));
+        }
+        // What the seed that was granted to it made.
+        let own = holder.is_some_and(|h| h.node == self.name) && self.data != Data::Blank;
+        let current = formation.stopped.iter().filter(|(n, s)| self.is_current(n, s) && !self.is_off(n));
+        let held = |(node, s): (&String, &Stopped)| match &s.data {
+            Data::Holds { lineage, .. } => Some((node.clone(), lineage.clone())),
+            Data::Blank => None,
+        };
+        if let (false, Some((node, lineage))) = (own, current.filter_map(held).next()) {
+            let what = format!("{node} holds data of {} {lineage}, which was never formed here", self.system.name);
+            return self.behind(what);
         }
         if let Some(other) = self.carriers().find(|n| self.serves(n).is_some()) {
             return self.behind(format!("{other} serves {}, which was never formed here", self.system.name));
@@ -141,7 +162,9 @@ impl Start<'_> {
     }
 
     fn formed(&self, formation: &Formation, lineage: &str) -> Judged {
-        if let Some(holder) = formation.seeding.as_ref().filter(|h| h.node != self.name && !self.is_off(&h.node)) {
+        // A holder that stopped again may not be the best any more: it waits like everyone.
+        let seeds = |h: &&Holder| h.node != self.name && !self.is_known(formation, &h.node);
+        if let Some(holder) = formation.seeding.as_ref().filter(seeds) {
             return (vec![], wait(format!("{} brings it back (generation {})", holder.node, holder.generation)));
         }
         let foreign = matches!(&self.data, Data::Holds { lineage: own, .. } if own != lineage);
@@ -269,6 +292,25 @@ impl Start<'_> {
         }
         words.join(", ")
     }
+}
+
+/// Systems that a node is to stop because they run without serving, as do all that are not known to
+/// be stopped: nobody can be let in or seeded before every one of them has said what it holds.
+pub fn stand_down(state: &State, live: &Live, name: &str, now_ms: u64) -> Vec<String> {
+    let cluster = &state.cluster;
+    let doubtful = !cluster.genesis || cluster.behind.is_some() || cluster.unvouched.is_some();
+    let stuck = |system: &&str| {
+        let formation = cluster.formation(system);
+        let mut holders: BTreeSet<&str> = unknown(state, live, system, now_ms);
+        if !doubtful && formation.lineage.is_some() {
+            holders.retain(|n| formation.members.contains(*n));
+        }
+        let serves = |n: &str| live.serves(state, n, system, now_ms).is_some();
+        holders.contains(name)
+            && holders.iter().all(|n| live.is_stranded(state, n, system, now_ms))
+            && !state.carriers(system).any(|n| serves(&n.name))
+    };
+    state.seeded().into_keys().filter(stuck).map(String::from).collect()
 }
 
 /// The nodes whose data is not known: neither stopped nor serving nor known to be off.

@@ -155,6 +155,7 @@ impl World {
                     state: SystemState::Healthy,
                     reason: String::new(),
                     lineage: Some(lineage.to_string()),
+                    stranded: false,
                 })
                 .collect(),
             leaving: false,
@@ -385,7 +386,7 @@ fn disposable_data_begin_anew_with_the_first_by_name_and_members_make_room() {
     w.report("n2", &[("mq", "A")], &[]);
     assert!(w.word("n3", "mq", Data::Blank).contains("n2 makes room"));
     let task = PeerTask { system: "mq".into(), step: "room".into(), node: "n3".into(), generation: 1 };
-    assert_eq!(peers(&w.state, &w.live, "n2", w.now), [task.clone()]);
+    assert_eq!(peers(&w.state, &w.live, "n2", w.now), std::slice::from_ref(&task));
     assert_eq!(peers(&w.state, &w.live, "n1", w.now), []);
     let request = DoneRequest {
         system: "mq".into(),

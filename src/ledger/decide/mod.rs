@@ -15,7 +15,7 @@ mod step;
 mod tests;
 
 pub use boot::{credential_of, may_boot};
-pub use claim::claim;
+pub use claim::{claim, stand_down, verdict};
 pub use cluster::ranks;
 pub use operator::{MachineId, site_diff};
 pub use register::{Admitted, Shown, check as check_register};

@@ -29,6 +29,7 @@ pub(super) fn report(
             state: s.state,
             reason: text::clean(&s.reason, 300),
             lineage: s.lineage.as_deref().map(text::word),
+            stranded: s.stranded,
         })
         .collect();
     let mut events = Vec::new();

@@ -44,10 +44,11 @@ pub(super) fn claim(
         (true, Some(lineage)) => Some(lineage.clone()),
         (true, None) => return Ok((vec![], wait(format!("{writes} is not formed yet")))),
     };
-    let known = cluster.step(&system.name, step).filter(|s| s.lineage == lineage);
-    if seeded && known.is_some_and(|s| s.done) {
+    let known = cluster.step(&system.name, step);
+    if seeded && known.is_some_and(|s| s.done && s.lineage == lineage) {
         return Ok((vec![], Verdict::Done));
     }
+    // Whoever runs it runs it, also if the ledger knew another lineage, or none, when it heard of that.
     if let Some((holder, claimed)) = known.and_then(|s| s.holder.as_ref()) {
         if holder.node == name && holder.generation == generation {
             match seq.cmp(claimed) {

@@ -490,7 +490,13 @@ fn a_report_is_an_event_only_when_something_changed() {
     let report = |state, reason: &str| Report {
         phase: Phase::Join,
         detail: String::new(),
-        systems: vec![SystemReport { name: "galera".into(), state, reason: reason.into(), lineage: None }],
+        systems: vec![SystemReport {
+            name: "galera".into(),
+            state,
+            reason: reason.into(),
+            lineage: None,
+            stranded: false,
+        }],
         leaving: false,
         seq: 0,
         running: vec![],

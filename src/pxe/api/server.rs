@@ -311,14 +311,15 @@ async fn report(api: &Api, fingerprint: Digest, report: Report) -> Result<Reply,
     let now = &outcome.snapshot;
     let name = now.state.by_fingerprint(&fingerprint).map(|(name, _)| name.as_str()).unwrap_or_default();
     let peers = decide::peers(&now.state, &now.live, name, clock::monotonic_ms());
-    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms(), peers }))
+    let stand_down = decide::stand_down(&now.state, &now.live, name, clock::monotonic_ms());
+    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms(), peers, stand_down }))
 }
 
 /// What was decided is folded by now; asked again, the same question gets the same answer.
 async fn claim(api: &Api, fingerprint: Digest, request: ClaimRequest) -> Result<Reply, Failed> {
     let outcome = api.ledger.submit(Command::Claim { fingerprint, request: request.clone() }).await?;
     let now = &outcome.snapshot;
-    let (_, verdict) = decide::claim(&now.state, &now.live, &fingerprint, &request, clock::monotonic_ms())
+    let verdict = decide::verdict(&now.state, &now.live, &fingerprint, &request, clock::monotonic_ms())
         .map_err(|refusal| Failed(409, refusal.reason))?;
     Ok(json(200, &verdict))
 }
