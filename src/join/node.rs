@@ -20,6 +20,7 @@ use crate::recipe::System;
 use crate::recipe::system::{STEP_TIMEOUT_DEFAULT_SECS, Scope, Step, seconds};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 /// Pause after the first failure of a system; doubled with each further one …
 pub const RETRY_FIRST_MS: u64 = 2_000;
@@ -34,6 +35,8 @@ pub const LOOK_FIRST_MS: u64 = 1_000;
 /// A system whose health says so often in a row that others are missing is stranded: a split that
 /// heals by itself is waited for.
 pub const STRANDED_LOOKS: u32 = 6;
+/// A start that is not through after the agent's patience counts for so many of them.
+pub const STRANDED_START: u32 = 3;
 /// A health script that takes longer is ended; systems in emulation are slow.
 pub const HEALTH_TIMEOUT_SECS: u64 = 60;
 /// Reading a stopped system's data: a database may have to replay its log.
@@ -155,7 +158,8 @@ enum Stage {
 
 #[derive(Clone, Debug)]
 struct Tracked {
-    system: System,
+    /// Shared, so that a node is cheap to copy.
+    system: Arc<System>,
     state: SystemState,
     reason: String,
     /// Steps done in this boot; a cluster step also when another node did it.
@@ -196,7 +200,7 @@ impl Node {
                 step.scope == Scope::Node && done.contains(&pair)
             };
             Tracked {
-                system: system.clone(),
+                system: Arc::new(system.clone()),
                 state: SystemState::Waiting,
                 reason: "not started yet".into(),
                 steps_done: system.steps.iter().filter(|s| finished(s)).map(|s| s.name.clone()).collect(),
@@ -525,7 +529,8 @@ impl Tracked {
     }
 
     fn is_stranded(&self) -> bool {
-        self.started && self.system.is_seeded() && self.strandings >= STRANDED_LOOKS
+        let runs = self.started || self.forming == Forming::Free;
+        runs && self.system.is_seeded() && self.strandings >= STRANDED_LOOKS
     }
 
     fn interval_ms(&self) -> u64 {
@@ -670,8 +675,14 @@ impl Tracked {
         match outcome {
             Outcome::Done(_) => {
                 (self.started, self.looks, self.due_ms) = (true, 0, now_ms);
+                self.strandings = 0;
             }
-            Outcome::Later(why) => self.again(SystemState::Starting, why, now_ms),
+            Outcome::Later(why) => {
+                // On its way, or hanging because those that it was to join are gone.
+                self.strandings = self.strandings.saturating_add(STRANDED_START);
+                self.failures = 0;
+                self.again(SystemState::Starting, why, now_ms);
+            }
             other => {
                 self.fall();
                 self.again(SystemState::Failed, words(&other), now_ms);

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 /// Exit status of a script that wants to be asked again later (sysexits' EX_TEMPFAIL).
 const EXIT_LATER: i32 = 75;
 /// A unit that is still activating after it is looked at again after a pause; it is not stopped.
-const UNIT_WAIT: Duration = Duration::from_secs(300);
+const UNIT_WAIT: Duration = Duration::from_secs(20);
+/// A database writes all that it holds in memory.
+const STOP_WAIT: Duration = Duration::from_secs(300);
 const UNIT_POLL: Duration = Duration::from_millis(500);
 const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of a failing script's output, for the journal.
@@ -324,7 +326,7 @@ fn stop(name: &str) -> Outcome {
             let _ = command::run(Command::new("systemctl").args(["reset-failed", "--", name]), b"", SYSTEMCTL_TIMEOUT);
             done("failed")
         }
-        Ok(_) => match command::run_ok(Command::new("systemctl").args(["stop", "--", name]), b"", UNIT_WAIT) {
+        Ok(_) => match command::run_ok(Command::new("systemctl").args(["stop", "--", name]), b"", STOP_WAIT) {
             Ok(_) => done("stopped"),
             Err(e) => Outcome::Later(one_line(&format!("{e:#}"))),
         },

@@ -272,6 +272,7 @@ fn a_seeded_system_starts_only_with_the_servers_leave() {
     does(&mut node, "db/accounts 7", ok(), 0);
     does(&mut node, "db/accounts tell true", failed(), 0);
     assert_eq!(node.running_steps().len(), 1, "until the server knows");
+    does(&mut node, "db health", ok(), 500); // it may have fallen meanwhile
     does(&mut node, "db/accounts tell true", ok(), 500);
     assert!(node.running_steps().is_empty());
     assert_eq!(node.report().0, Phase::Ready);
@@ -365,4 +366,22 @@ fn peer_steps_run_beside_the_systems_own_work() {
     assert!(due(&mut node, 0).is_empty());
     node.done("db", &Job::Peer { task, timeout_secs: 300 }, ok(), 0);
     assert!(node.peers.is_empty());
+}
+
+#[test]
+fn a_start_that_hangs_because_all_others_are_gone_stands_down_when_the_server_says_so() {
+    let mut node = Node::new(&[seeded()], &BTreeSet::new(), 0);
+    does(&mut node, "db look db.service", Outcome::Down("inactive".into()), 0);
+    does(&mut node, "db rank", Outcome::Ranked(holds()), 0);
+    does(&mut node, "db ask Holds { lineage: \"L\", rank: 4 }", Outcome::Answered(join()), 0);
+    does(&mut node, "db join n2", ok(), 0);
+    let hangs = || Outcome::Later("still activating".into());
+    does(&mut node, "db start helper.socket db.service", hangs(), 20_000);
+    node.stand_down(&["db".to_string()], 20_000);
+    assert!(!node.report().2[0].stranded, "a state transfer may take a while");
+    does(&mut node, "db start helper.socket db.service", hangs(), 42_000);
+    assert!(node.report().2[0].stranded);
+    node.stand_down(&["db".to_string()], 42_000);
+    assert_eq!(due(&mut node, 42_000), ["db rank"]);
+    assert!(!node.report().2[0].stranded);
 }

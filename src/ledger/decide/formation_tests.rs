@@ -95,7 +95,10 @@ impl World {
 
     /// A register from a new boot, as `register::register` would let it in.
     fn boot(&mut self, node: &str) {
-        let generation = self.state.node(node).generation + 1;
+        self.register(node, self.state.node(node).generation + 1);
+    }
+
+    fn register(&mut self, node: &str, generation: u64) {
         self.fold(Event::Registered {
             node: node.into(),
             generation,
@@ -108,6 +111,14 @@ impl World {
             version: "1".into(),
             by_credential: false,
         });
+    }
+
+    /// All agents register again, in the same boot.
+    fn again(&mut self) {
+        for node in ["n1", "n2", "n3"] {
+            let generation = self.state.node(node).generation;
+            self.register(node, generation);
+        }
     }
 
     fn run(&mut self, command: Command) -> Result<Vec<Event>, Refusal> {
@@ -452,12 +463,14 @@ fn a_ledger_that_cannot_be_vouched_for_waits_for_every_node() {
     // Before the formation: one blank node is not enough, all three are.
     let mut w = World::new();
     w.run(doubt()).unwrap();
+    w.again();
     assert!(w.word("n1", "db", Data::Blank).contains("waits for a word of n2"));
     assert!(w.word("n2", "db", Data::Blank).contains("n3"));
     assert_eq!(w.word("n3", "db", Data::Blank), "seed");
     // One that holds data says more than the ledger knows.
     let mut w = World::new();
     w.run(doubt()).unwrap();
+    w.again();
     w.start("n1", "db", Data::Blank);
     w.start("n2", "db", holds("L", 3));
     assert!(w.word("n3", "db", Data::Blank).contains("behind"));
@@ -468,6 +481,7 @@ fn a_ledger_that_cannot_be_vouched_for_waits_for_every_node() {
         w.word(node, "db", holds("L", 5));
     }
     w.run(doubt()).unwrap();
+    w.again();
     assert!(w.word("n1", "db", holds("L", 5)).contains("waits for a word of n2"));
     // Steps wait too, until every node has reported and nothing contradicts.
     let mut w = World::formed();
@@ -475,6 +489,7 @@ fn a_ledger_that_cannot_be_vouched_for_waits_for_every_node() {
         w.start(node, "mq", Data::Blank);
     }
     w.run(doubt()).unwrap();
+    w.again();
     w.live = Live::new(w.now);
     assert!(matches!(w.step("n1"), Verdict::Wait { .. }));
     for node in ["n1", "n2", "n3"] {
