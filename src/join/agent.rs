@@ -205,6 +205,9 @@ impl Agent {
             match self.events.recv_timeout(wait) {
                 Ok(Event::Done { action, outcome }) => {
                     show(&action.system, &outcome);
+                    if matches!(action.job, Job::Peer { .. }) {
+                        reporter.renewed(); // its answer has the next one
+                    }
                     node.done(&action.system, &action.job, outcome, monotonic_ms());
                 }
                 Ok(Event::Peers(tasks)) => node.set_peers(&tasks),

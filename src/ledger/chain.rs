@@ -80,7 +80,8 @@ fn works(events: &[Recorded]) -> (Vec<Work>, BTreeMap<String, String>) {
                 for system in systems {
                     let key = (node.clone(), system.name.clone());
                     match system.state {
-                        SystemState::Waiting => {}
+                        // What it did before it had to wait was not what took the time.
+                        SystemState::Waiting => drop(open.remove(&key)),
                         SystemState::Healthy => {
                             let seen = works.iter().any(|w| w.node == *node && w.what == system.name);
                             if !seen {

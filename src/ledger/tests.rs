@@ -5,12 +5,14 @@ use crate::site::Mac;
 use proptest::prelude::*;
 
 const V1: &str = include_str!("../../tests/fixtures/ledger-v1.jsonl");
+/// What version 2 added.
+const V2: &str = include_str!("../../tests/fixtures/ledger-v2.jsonl");
 
-#[test]
-fn the_golden_log_of_version_1_folds_to_what_it_always_did() {
+/// Folds a golden log; returns the kinds of its events too.
+fn folded(log: &str) -> (State, std::collections::BTreeSet<String>) {
     let mut state = State::default();
     let mut kinds = std::collections::BTreeSet::new();
-    for line in V1.lines() {
+    for line in log.lines() {
         let recorded: Recorded = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
         assert_eq!(recorded.rev, state.rev + 1, "{line}");
         kinds.insert(serde_json::to_value(&recorded.event).unwrap()["kind"].as_str().unwrap().to_string());
@@ -20,6 +22,12 @@ fn the_golden_log_of_version_1_folds_to_what_it_always_did() {
         let again: Recorded = serde_json::from_str(&serde_json::to_string(&recorded).unwrap()).unwrap();
         assert_eq!(again, recorded);
     }
+    (state, kinds)
+}
+
+#[test]
+fn the_golden_log_of_version_1_folds_to_what_it_always_did() {
+    let (state, kinds) = folded(V1);
     assert_eq!(kinds.len(), 14, "every kind of event stands in it: {kinds:?}");
     let node = state.node("infra1");
     assert_eq!((state.site_id.as_str(), node.generation, node.boots.len()), ("s1", 2, 2));
@@ -31,6 +39,25 @@ fn the_golden_log_of_version_1_folds_to_what_it_always_did() {
     let machine = &state.machines[&"52:54:00:00:00:09".parse::<Mac>().unwrap()];
     assert_eq!((machine.approved.as_deref(), machine.firmware.as_str()), (Some("infra1"), "bios"));
     assert_eq!(state.images_in_use().len(), 2);
+}
+
+#[test]
+fn the_golden_log_of_version_2_folds_to_what_it_always_did() {
+    let (state, kinds) = folded(V2);
+    assert_eq!(kinds.len(), 19, "every kind that version 2 brought stands in it: {kinds:?}");
+    let cluster = &state.cluster;
+    assert_eq!((cluster.genesis, &cluster.unvouched, &cluster.behind), (true, &None, &None));
+    let galera = cluster.formation("galera");
+    assert_eq!((galera.lineage.as_deref(), galera.members.len(), galera.stopped.len()), (Some("L"), 3, 0));
+    let data = message::Data::Holds { lineage: "X".into(), rank: 7 };
+    assert!(galera.sets_aside("infra2", &data) && !galera.sets_aside("infra2", &message::Data::Blank));
+    assert_eq!(galera.barrier("infra2", 1), 12);
+    let rabbitmq = cluster.formation("rabbitmq");
+    assert_eq!(rabbitmq.chosen.as_deref(), Some("infra2"));
+    assert_eq!(rabbitmq.room[&("make-room".to_string(), "infra3".to_string())], 1);
+    assert!(cluster.step("rabbitmq", "policy").unwrap().done);
+    assert_eq!(cluster.step("pacemaker", "cib").unwrap().failed.as_deref(), Some("no quorum"));
+    assert!(state.node("infra3").is_fenced() && !state.node("infra1").is_fenced());
 }
 
 #[test]

@@ -60,10 +60,7 @@ impl Scripts {
             Job::Check { step, timeout_secs } => {
                 self.script(&action.system, &format!("{step}.check"), &[], Duration::from_secs(*timeout_secs))
             }
-            Job::Look { unit } => match look(unit) {
-                Outcome::Later(why) => Outcome::Done(why), // on its way
-                other => other,
-            },
+            Job::Look { unit } => runs(unit),
             Job::Rank { units, timeout_secs } => {
                 let stopped = units.iter().rev().map(|u| stop(u)).find(|o| !matches!(o, Outcome::Done(_)));
                 stopped.unwrap_or_else(|| self.rank(&action.system, Duration::from_secs(*timeout_secs)))
@@ -309,6 +306,16 @@ fn try_start(name: &str) -> Result<Outcome> {
     }
 }
 
+/// Whether a unit runs or is on its way. One that fell and waits for systemd's next try does not.
+fn runs(name: &str) -> Outcome {
+    match show(name) {
+        Ok(unit) if unit.fell() => Outcome::Down(unit.fallen(name)),
+        Ok(unit) if unit.is_up() || unit.queued || unit.active == "activating" => done("active"),
+        Ok(unit) => Outcome::Down(format!("{name} is {} ({})", unit.active, unit.result)),
+        Err(e) => Outcome::Failed(one_line(&format!("{e:#}"))),
+    }
+}
+
 /// Makes sure that a unit does not run, and that a quick restart is not held against it.
 fn stop(name: &str) -> Outcome {
     match show(name) {
@@ -330,8 +337,7 @@ fn look(name: &str) -> Outcome {
         Ok(unit) if unit.is_up() => done("active"),
         Ok(unit) if unit.fell() => Outcome::Later(unit.fallen(name)),
         Ok(unit) if unit.queued || unit.active == "activating" => Outcome::Later(format!("{name} is {}", unit.active)),
-        Ok(unit) => Outcome::Down(format!("{name} is {} ({})", unit.active, unit.result)),
-        Err(e) => Outcome::Failed(one_line(&format!("{e:#}"))),
+        _ => runs(name),
     }
 }
 

@@ -214,3 +214,155 @@ proptest! {
         prop_assert!(false, "not ready after all failures ended: {:?}", node.report());
     }
 }
+
+/// A seeded system with a late cluster step.
+fn seeded() -> System {
+    let cluster_step = Step { scope: Scope::Cluster, ..step("accounts", &["db"]) };
+    let formation = Some(crate::recipe::system::Formation {
+        kind: crate::recipe::system::FormationKind::Seeded,
+        dark: Some(crate::recipe::system::Dark::Rank),
+    });
+    System {
+        formation,
+        units: vec!["helper.socket".into(), "db.service".into()],
+        ..system("db", &[], vec![cluster_step])
+    }
+}
+
+fn holds() -> Data {
+    Data::Holds { lineage: "L".into(), rank: 4 }
+}
+
+fn wait() -> Outcome {
+    Outcome::Answered(Verdict::Wait { reason: "not yet".into() })
+}
+
+/// What is due, one job, ended so.
+fn does(node: &mut Node, what: &str, outcome: Outcome, now: u64) {
+    assert_eq!(due(node, now), [what]);
+    end(node, "db", outcome, now);
+}
+
+/// Asks until it may run, and serves `lineage`.
+fn serve(node: &mut Node, verdict: Verdict, job: &str, lineage: &str, now: u64) {
+    does(node, "db look db.service", Outcome::Down("inactive".into()), now);
+    does(node, "db rank", Outcome::Ranked(holds()), now);
+    does(node, "db ask Holds { lineage: \"L\", rank: 4 }", Outcome::Answered(verdict), now);
+    does(node, job, ok(), now);
+    does(node, "db start helper.socket db.service", ok(), now);
+    does(node, "db health", ok(), now);
+    does(node, "db lineage", Outcome::Done(lineage.into()), now);
+}
+
+fn join() -> Verdict {
+    Verdict::Join { members: vec!["n2".into()], lineage: "L".into(), set_aside: false }
+}
+
+#[test]
+fn a_seeded_system_starts_only_with_the_servers_leave() {
+    let mut node = Node::new(&[seeded()], &BTreeSet::new(), 0);
+    serve(&mut node, Verdict::Seed, "db seed", "L", 0);
+    let report = node.report().2.remove(0);
+    assert_eq!((report.state, report.lineage.as_deref()), (SystemState::Starting, Some("L")), "a step is open");
+    does(&mut node, "db/accounts check", failed(), 0);
+    assert_eq!(due(&mut node, 0), ["db/accounts ask"]);
+    let running = RunningStep { system: "db".into(), step: "accounts".into() };
+    assert_eq!(node.running_steps(), [running], "the server may have said yes already");
+    end(&mut node, "db", Outcome::Answered(Verdict::Run), 0);
+    does(&mut node, "db/accounts 7", ok(), 0);
+    does(&mut node, "db/accounts tell true", failed(), 0);
+    assert_eq!(node.running_steps().len(), 1, "until the server knows");
+    does(&mut node, "db/accounts tell true", ok(), 500);
+    assert!(node.running_steps().is_empty());
+    assert_eq!(node.report().0, Phase::Ready);
+}
+
+#[test]
+fn a_wait_is_asked_again_with_a_higher_number_and_soon() {
+    let mut node = Node::new(&[seeded()], &BTreeSet::new(), 100);
+    does(&mut node, "db look db.service", Outcome::Down("inactive".into()), 100);
+    does(&mut node, "db rank", Outcome::Ranked(Data::Blank), 100);
+    let (mut now, mut last) = (100, 0);
+    for pause in [500, 1_000, 2_000, 4_000, 4_000] {
+        let actions = node.due(now);
+        let [Action { job: Job::AskStart { seq, data: Data::Blank }, .. }] = &actions[..] else {
+            panic!("{actions:?}")
+        };
+        assert!(*seq > last && *seq >= now);
+        last = *seq;
+        end(&mut node, "db", wait(), now);
+        assert_eq!(node.report().2[0].reason, "not yet");
+        assert!(node.due(now + pause - 1).is_empty());
+        now += pause;
+    }
+    // A server that is away is one more reason to wait.
+    does(&mut node, "db ask Blank", failed(), now);
+    assert_eq!(state(&node, "db"), SystemState::Waiting);
+}
+
+#[test]
+fn what_runs_already_goes_on_after_a_restart_of_the_agent() {
+    let mut node = Node::new(&[seeded()], &BTreeSet::new(), 0);
+    does(&mut node, "db look db.service", ok(), 0);
+    does(&mut node, "db start helper.socket db.service", ok(), 0);
+}
+
+#[test]
+fn a_unit_that_fell_is_asked_for_again_and_steps_are_kept_within_a_lineage() {
+    let mut node = Node::new(&[seeded()], &BTreeSet::new(), 0);
+    serve(&mut node, join(), "db join n2", "L", 0);
+    does(&mut node, "db/accounts check", ok(), 0);
+    assert_eq!(node.report().0, Phase::Ready);
+    for (lineage, open, at) in [("L", false, 20_000), ("M", true, 40_000)] {
+        does(&mut node, "db health", Outcome::Down("failed".into()), at);
+        assert_eq!(node.report().2[0].lineage, None);
+        serve(&mut node, join(), "db join n2", lineage, at + 5_000);
+        assert_eq!(node.report().0 != Phase::Ready, open, "{lineage}");
+    }
+}
+
+#[test]
+fn a_seed_that_fails_begins_with_a_look() {
+    let mut node = Node::new(&[seeded()], &BTreeSet::new(), 0);
+    does(&mut node, "db look db.service", Outcome::Down("inactive".into()), 0);
+    does(&mut node, "db rank", Outcome::Ranked(Data::Blank), 0);
+    does(&mut node, "db ask Blank", Outcome::Answered(Verdict::Seed), 0);
+    does(&mut node, "db seed", failed(), 0);
+    assert_eq!(due(&mut node, 2_000), ["db look db.service"]);
+}
+
+#[test]
+fn without_the_server_it_is_started_plainly_unless_the_server_was_left_waiting() {
+    for (may, want) in [(BTreeSet::from(["db".to_string()]), true), (BTreeSet::new(), false)] {
+        let mut node = Node::new(&[seeded()], &BTreeSet::new(), 0);
+        node.go_offline(may);
+        does(&mut node, "db look db.service", Outcome::Down("inactive".into()), 0);
+        if want {
+            does(&mut node, "db start helper.socket db.service", ok(), 0);
+            does(&mut node, "db health", ok(), 0);
+            does(&mut node, "db lineage", Outcome::Done("L".into()), 0);
+            assert_eq!(node.report().0, Phase::Ready, "no cluster step is asked for");
+            node.go_online(0);
+            assert_eq!(node.report().0, Phase::Join);
+            assert_eq!(due(&mut node, 0), ["db/accounts check"]);
+        } else {
+            assert!(due(&mut node, 0).is_empty());
+            assert!(node.report().2[0].reason.contains("waits for the server"));
+            node.go_online(0);
+            assert_eq!(due(&mut node, 0), ["db rank"]);
+        }
+    }
+}
+
+#[test]
+fn peer_steps_run_beside_the_systems_own_work() {
+    let mut node = Node::new(&[seeded()], &BTreeSet::new(), 0);
+    let task = PeerTask { system: "db".into(), step: "room".into(), node: "n3".into(), generation: 2 };
+    serve(&mut node, Verdict::Seed, "db seed", "L", 0);
+    node.set_peers(std::slice::from_ref(&task));
+    assert_eq!(due(&mut node, 0), ["db/accounts check", "db/room for n3"]);
+    node.set_peers(&[]); // the one that runs goes on
+    assert!(due(&mut node, 0).is_empty());
+    node.done("db", &Job::Peer { task, timeout_secs: 300 }, ok(), 0);
+    assert!(node.peers.is_empty());
+}

@@ -5,12 +5,12 @@ mod boot;
 mod claim;
 mod cluster;
 mod discovery;
+#[cfg(test)]
+mod formation_tests;
 mod operator;
 mod register;
 mod report;
 mod step;
-#[cfg(test)]
-mod formation_tests;
 #[cfg(test)]
 mod tests;
 

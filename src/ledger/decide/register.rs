@@ -111,7 +111,9 @@ pub(super) fn register(
         return Err(Refusal::new(Why::Raced, "the node's generation moved meanwhile"));
     };
     let known = state.node(&request.node).generation;
-    let behind = (admitted.generation > known + 1).then(|| Event::Behind {
+    // Only a member's word for it: a compute must not be able to stop the controllers.
+    let member = state.seeded().keys().any(|system| state.carriers(system).any(|n| n.name == request.node));
+    let behind = (member && admitted.generation > known + 1).then(|| Event::Behind {
         node: request.node.clone(),
         reason: format!("its last generation was {}, the ledger knows {known}", admitted.generation - 1),
     });

@@ -639,3 +639,40 @@ fn nobody_can_fill_the_log() {
     };
     assert_eq!(w.run(Command::Phase { report: unknown }).unwrap_err().why, Why::NotFound);
 }
+
+#[test]
+fn a_node_that_knows_a_later_generation_counts_on_and_a_member_tells_that_the_ledger_is_behind() {
+    use crate::recipe::system::{Clustered, Dark, Formation, FormationKind};
+    let formation = Some(Formation { kind: FormationKind::Seeded, dark: Some(Dark::Rank) });
+    let db = Clustered { name: "db".into(), formation, cluster_steps: BTreeMap::new(), peer_steps: vec![] };
+    for (clustered, behind) in [(vec![], false), (vec![db], true)] {
+        let mut w = World::new();
+        w.state.apply(&Event::ImageUsed { role: "test".into(), image: UsedImage { clustered, ..image(1) } });
+        let credential = w.boot(1, BOOT_A).unwrap();
+        let node = w.state.site_node("disk1").unwrap().clone();
+        let mut later = request("disk1", node.macs[0], BOOT_A, 1, credential);
+        later.last_generation = 7;
+        assert_eq!(w.register_request(later, node.address), Ok(8));
+        assert_eq!(w.state.cluster.behind.is_some(), behind, "a compute's word stops nobody");
+    }
+}
+
+#[test]
+fn after_the_ledger_was_lost_a_certificate_of_ours_tells_who_it_is_and_only_then() {
+    let shown = |node: &str| Some(Shown { node: node.into(), generation: 4 });
+    for (shown, key, generation) in
+        [(shown("disk1"), 1, Some(5)), (shown("mem1"), 1, None), (None, 1, None), (shown("disk1"), 2, Some(5))]
+    {
+        let w = World::new();
+        let node = w.state.site_node("disk1").unwrap();
+        let asked = request("disk1", node.macs[0], BOOT_A, key, None);
+        let admitted = check_register(&w.state, &w.live, &asked, node.address, shown.as_ref(), w.now);
+        assert_eq!(admitted.ok().map(|a| a.generation), generation, "{shown:?}");
+    }
+    // A node whose key is known is known by its key alone.
+    let mut w = World::new();
+    w.in_role("disk1", 1, BOOT_A, 1);
+    let node = w.state.site_node("disk1").unwrap();
+    let asked = request("disk1", node.macs[0], BOOT_B, 2, None);
+    assert!(check_register(&w.state, &w.live, &asked, node.address, shown("disk1").as_ref(), w.now).is_err());
+}

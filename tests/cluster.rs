@@ -1,0 +1,51 @@
+//! Three controllers on the rig: they form by themselves and survive what the fault table does to
+//! them. Dear: run by `scripts/test` (KILN_TEST_LEVEL=full, root, target/release built). The rows are
+//! `scripts/faults`'; the whole table is run by command.
+
+mod dear;
+
+use dear::{bake, full, root, succeed};
+use std::path::Path;
+use std::process::Command;
+
+/// The rows that CI runs: a seed that is killed, a lost ledger, a lost server, lost power.
+const ROWS: [&str; 4] = ["seed-killed-during", "ledger-deleted", "dark", "server-gone"];
+
+/// A rig of our own, taken down however the test ends.
+struct Rig(tempfile::TempDir);
+
+impl Rig {
+    fn command(&self, script: &str) -> Command {
+        let mut command = Command::new(root().join("scripts").join(script));
+        command.env("KILN_RIG", self.path()).current_dir(root());
+        command
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = self.command("rig").arg("down").status();
+    }
+}
+
+#[test]
+fn three_controllers_form_and_survive() {
+    if !full("cluster") {
+        return;
+    }
+    bake("zed/infra");
+    let rig = Rig(tempfile::Builder::new().prefix("kiln-rig-").tempdir().expect("a temporary folder"));
+    println!("{}", succeed(rig.command("rig").args(["up", "infra"])));
+    let status = succeed(rig.command("rig").args(["kiln", "cluster", "status"]));
+    assert_eq!(status.matches("healthy").count(), 18, "six systems on three nodes:\n{status}");
+    println!("{}", succeed(rig.command("rig").args(["kiln", "cluster", "timeline"])));
+    for row in ROWS {
+        let text = succeed(rig.command("faults").arg(row));
+        println!("{text}");
+        assert!(text.contains("| holds |"), "{row}: {text}");
+    }
+}
