@@ -19,7 +19,7 @@ fn baked(role: &'static str) -> &'static str {
 
 fn boot(role: &str) -> Command {
     let mut command = kiln();
-    command.args(["boot", role, "--timeout", "600"]);
+    command.args(["boot", role, "--timeout", "900"]);
     command
 }
 
