@@ -77,15 +77,19 @@ fn a_backup_of_a_working_server_is_a_server_again() {
         let events = place.events();
         let revs: Vec<u64> = events.iter().map(|r| r.rev).collect();
         assert_eq!(revs, (1..=revs.len() as u64).collect::<Vec<_>>(), "no gaps");
-        assert!(said.contains(&format!("ledger at revision {}", revs.len())), "{said}");
+        // A ledger that was put back is doubted at once.
+        assert!(matches!(events.last().map(|r| &r.event), Some(Event::Unvouched { .. })), "{events:?}");
+        assert!(said.contains(&format!("ledger at revision {}", revs.len() - 1)), "{said}");
         heads.push(revs.len());
         let held = |reason: &String| {
             events.iter().any(|r| matches!(&r.event, Event::NodeHeld { reason: found, .. } if found == reason))
         };
         let missing: Vec<String> = answered.lock().unwrap()[..*before].iter().filter(|r| !held(r)).cloned().collect();
         assert!(missing.is_empty(), "round {round}: {missing:?}");
-        // The node goes on with the certificate that the lost server gave it.
-        again.say::<ReportAnswer>("/v1/report", &report(Phase::Ready), Some(&identity)).unwrap();
+        // The certificate that the lost server gave is no longer enough; the node's key is.
+        assert!(again.say::<ReportAnswer>("/v1/report", &report(Phase::Ready), Some(&identity)).is_err());
+        let renewed = node.identity(&node.register(&again, place.id, None).unwrap().certificate);
+        again.say::<ReportAnswer>("/v1/report", &report(Phase::Ready), Some(&renewed)).unwrap();
         // Its next boot is let in by its key, and gets the secrets.
         let next = Node { boot_id: Node::new(20 + round as u8).boot_id, ..Node::new(1) };
         let answer = next.register(&again, place.id, None).unwrap();
