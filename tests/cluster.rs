@@ -29,6 +29,8 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         let _ = self.command("rig").arg("down").status();
+        // The rows' log lies beside the rig, so that it outlives one.
+        let _ = std::fs::remove_file(format!("{}.faults.log", self.path().display()));
     }
 }
 
