@@ -174,6 +174,8 @@ struct Tracked {
     healthy: bool,
     /// Health's last words: it runs, but others are missing.
     strandings: u32,
+    /// The server wants it stopped, if that is still so.
+    stands_down: bool,
     /// A late step did not get done: health comes before its next try, or a system that fell
     /// meanwhile would go on as healthy for as long as the step fails.
     look_first: bool,
@@ -210,6 +212,7 @@ impl Node {
                 started: false,
                 healthy: false,
                 strandings: 0,
+                stands_down: false,
                 look_first: false,
                 lineage: None,
                 steps_lineage: None,
@@ -255,13 +258,14 @@ impl Node {
     }
 
     /// These systems run nowhere as they should, and the server waits for what this node holds: one
-    /// that is still stranded is stopped, and asks again.
+    /// that is still stranded at its next look is stopped, and asks again.
     pub fn stand_down(&mut self, systems: &[String], now_ms: u64) {
-        for tracked in self.systems.iter_mut().filter(|t| systems.contains(&t.system.name)) {
-            if tracked.is_stranded() && tracked.running.is_none() {
-                tracked.fall();
-                (tracked.forming, tracked.due_ms) = (Forming::Rank, now_ms);
-                (tracked.state, tracked.reason) = (SystemState::Starting, "stops: nobody serves it".into());
+        let told = |t: &&mut Tracked| systems.contains(&t.system.name) && t.is_stranded();
+        for tracked in self.systems.iter_mut().filter(told) {
+            (tracked.stands_down, tracked.due_ms) = (true, now_ms);
+            // A start that hangs has nothing more to say.
+            if !tracked.started && tracked.running.is_none() {
+                tracked.steps_down(now_ms);
             }
         }
     }
@@ -374,7 +378,7 @@ impl Node {
         (&self.peers, &self.offline).hash(hasher);
         for t in &self.systems {
             (&t.steps_done, &t.forming, t.started, t.healthy, &t.lineage, &t.steps_lineage).hash(hasher);
-            (t.is_stranded(), t.look_first, t.stale).hash(hasher);
+            (t.is_stranded(), t.stands_down, t.look_first, t.stale).hash(hasher);
             match &t.stage {
                 Some((step, Stage::Run { seq: of })) => (step, 1, seq(*of)).hash(hasher),
                 Some((step, Stage::Tell { seq: of, ok, .. })) => (step, 2, seq(*of), ok).hash(hasher),
@@ -680,8 +684,10 @@ impl Tracked {
             Outcome::Later(why) => {
                 // On its way, or hanging because those that it was to join are gone.
                 self.strandings = self.strandings.saturating_add(STRANDED_START);
-                self.failures = 0;
-                self.again(SystemState::Starting, why, now_ms);
+                if !self.steps_down(now_ms) {
+                    self.failures = 0;
+                    self.again(SystemState::Starting, why, now_ms);
+                }
             }
             other => {
                 self.fall();
@@ -693,15 +699,29 @@ impl Tracked {
     /// It does not run: a seeded one must ask again before it may.
     fn fall(&mut self) {
         (self.started, self.healthy, self.lineage) = (false, false, None);
-        (self.strandings, self.look_first) = (0, false);
+        (self.strandings, self.stands_down, self.look_first) = (0, false, false);
         if self.system.is_seeded() {
             self.forming = Forming::Look;
         }
     }
 
+    /// Whether it is stopped because it was told so and is still stranded.
+    fn steps_down(&mut self, now_ms: u64) -> bool {
+        if !std::mem::take(&mut self.stands_down) || !self.is_stranded() {
+            return false;
+        }
+        self.fall();
+        (self.forming, self.due_ms) = (Forming::Rank, now_ms);
+        (self.state, self.reason) = (SystemState::Starting, "stops: it was cut off from the others".into());
+        true
+    }
+
     fn looked(&mut self, outcome: Outcome, now_ms: u64) {
         let interval = self.interval_ms();
         self.strandings = if matches!(outcome, Outcome::Later(_)) { self.strandings.saturating_add(1) } else { 0 };
+        if self.steps_down(now_ms) {
+            return;
+        }
         let was_healthy = self.state == SystemState::Healthy || self.state == SystemState::Unhealthy;
         match outcome {
             Outcome::Done(reason) => {

@@ -165,6 +165,98 @@ fn what_can_never_come_is_said() {
     assert_eq!(reasons, ["waits for z, which this role does not have", "step s waits for step a/never"]);
 }
 
+/// A seeded system with one unit.
+fn alone(name: &str, steps: Vec<Step>) -> System {
+    System { formation: seeded().formation, ..system(name, &[], steps) }
+}
+
+#[test]
+fn a_late_step_that_fails_does_not_hide_that_its_system_fell() {
+    let mut node = Node::new(&[system("a", &[], vec![step("accounts", &["a"])])], &BTreeSet::new(), 0);
+    for _ in ["start", "health"] {
+        due(&mut node, 0);
+        end(&mut node, "a", ok(), 0);
+    }
+    assert_eq!(due(&mut node, 0), ["a/accounts 7"]);
+    end(&mut node, "a", failed(), 0);
+    assert_eq!(due(&mut node, 2_000), ["a health"], "before the step is tried again");
+    end(&mut node, "a", ok(), 2_000);
+    assert_eq!(state(&node, "a"), SystemState::Failed, "the step");
+    assert_eq!(due(&mut node, 2_000), ["a/accounts 7"]);
+    end(&mut node, "a", failed(), 2_000);
+    assert!(due(&mut node, 5_999).is_empty(), "pauses grow all the same");
+    assert_eq!(due(&mut node, 6_000), ["a health"]);
+    end(&mut node, "a", Outcome::Down("gone".into()), 6_000);
+    assert_eq!(state(&node, "a"), SystemState::Failed);
+    assert_eq!(due(&mut node, 14_000), ["a start a.service"]);
+}
+
+#[test]
+fn a_member_that_is_cut_off_stops_when_told_and_asks_again() {
+    let mut node = Node::new(&[alone("db", vec![])], &BTreeSet::new(), 0);
+    for outcome in [ok(), ok(), ok(), Outcome::Done("L".into())] {
+        due(&mut node, 0);
+        end(&mut node, "db", outcome, 0);
+    }
+    let mut now = 0;
+    let mut look = |node: &mut Node, outcome: Outcome| {
+        now += 10_000;
+        assert_eq!(due(node, now), ["db health"]);
+        end(node, "db", outcome, now);
+        now
+    };
+    look(&mut node, failed());
+    let mut at = 0;
+    for _ in 0..STRANDED_LOOKS {
+        assert!(!node.report().2[0].stranded, "a short split heals by itself");
+        node.stand_down(&["db".into()], at);
+        at = look(&mut node, Outcome::Later("alone".into()));
+    }
+    assert!(node.report().2[0].stranded);
+    // It looks once more: meanwhile it may serve again.
+    let mut lucky = node.clone();
+    lucky.stand_down(&["db".into()], at);
+    assert_eq!(due(&mut lucky, at), ["db health"]);
+    end(&mut lucky, "db", ok(), at);
+    assert_eq!(lucky.report().0, Phase::Ready);
+    node.stand_down(&["db".into()], at);
+    assert_eq!(due(&mut node, at), ["db health"]);
+    end(&mut node, "db", Outcome::Later("alone".into()), at);
+    assert_eq!(due(&mut node, at), ["db rank"], "the units are stopped, then the data are read");
+}
+
+#[test]
+fn the_end_of_a_cluster_step_says_nothing_of_a_lineage_that_came_meanwhile() {
+    let policy = Step { scope: Scope::Cluster, needs: vec!["db".into()], ..step("policy", &[]) };
+    let mut node = Node::new(&[alone("db", vec![policy])], &BTreeSet::new(), 0);
+    for outcome in [ok(), ok(), ok(), Outcome::Done("L".into())] {
+        due(&mut node, 0);
+        end(&mut node, "db", outcome, 0);
+    }
+    for (word, outcome) in [
+        ("db/policy check", failed()),
+        ("db/policy ask", Outcome::Answered(Verdict::Run)),
+        ("db/policy 7", ok()),
+        ("db/policy tell true", failed()),
+    ] {
+        assert_eq!(due(&mut node, 0), [word]);
+        end(&mut node, "db", outcome, 0);
+    }
+    // Nobody heard of it, and it comes back as another cluster.
+    for (word, outcome) in [
+        ("db health", Outcome::Down("gone".into())),
+        ("db look db.service", ok()),
+        ("db start db.service", ok()),
+        ("db health", ok()),
+        ("db lineage", Outcome::Done("M".into())),
+        ("db/policy tell true", ok()),
+    ] {
+        assert_eq!(due(&mut node, 100_000), [word]);
+        end(&mut node, "db", outcome, 90_000);
+    }
+    assert_eq!(due(&mut node, 100_000), ["db/policy check"]);
+}
+
 fn outcome() -> impl Strategy<Value = Outcome> {
     prop_oneof![
         4 => Just(ok()),

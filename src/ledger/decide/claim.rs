@@ -21,6 +21,7 @@ use crate::ledger::message::{Ask, ClaimRequest, Data, Verdict};
 use crate::ledger::state::State;
 use crate::ledger::text;
 use crate::recipe::system::{Clustered, Dark};
+use crate::site::Node;
 use std::collections::BTreeSet;
 
 /// Names in a reason; more are counted.
@@ -138,19 +139,19 @@ impl Start<'_> {
     /// Nobody has made it yet, as far as the ledger knows.
     fn unformed(&self, formation: &Formation) -> Judged {
         let holder = formation.seeding.as_ref();
-        if let Some(holder) = holder.filter(|h| h.node != self.name && !self.is_off(&h.node)) {
-            return (vec![], wait(format!("{} seeds it (generation {})", holder.node, holder.generation)));
-        }
-        // What the seed that was granted to it made.
-        let own = holder.is_some_and(|h| h.node == self.name) && self.data != Data::Blank;
+        // What a node holds that was let seed is what it made; what anyone else holds is not known here.
+        let seeds = holder.is_some_and(|h| h.node == self.name);
         let current = formation.stopped.iter().filter(|(n, s)| self.is_current(n, s) && !self.is_off(n));
-        let held = |(node, s): (&String, &Stopped)| match &s.data {
-            Data::Holds { lineage, .. } => Some((node.clone(), lineage.clone())),
+        let held = current.filter(|(n, _)| !(seeds && *n == self.name)).find_map(|(node, s)| match &s.data {
+            Data::Holds { lineage, .. } => Some((node, lineage)),
             Data::Blank => None,
-        };
-        if let (false, Some((node, lineage))) = (own, current.filter_map(held).next()) {
+        });
+        if let Some((node, lineage)) = held {
             let what = format!("{node} holds data of {} {lineage}, which was never formed here", self.system.name);
             return self.behind(what);
+        }
+        if let Some(holder) = holder.filter(|h| h.node != self.name && !self.is_off(&h.node)) {
+            return (vec![], wait(format!("{} seeds it (generation {})", holder.node, holder.generation)));
         }
         if let Some(other) = self.carriers().find(|n| self.serves(n).is_some()) {
             return self.behind(format!("{other} serves {}, which was never formed here", self.system.name));
@@ -294,21 +295,23 @@ impl Start<'_> {
     }
 }
 
-/// Systems that a node is to stop because they run without serving, as do all that are not known to
-/// be stopped: nobody can be let in or seeded before every one of them has said what it holds.
+/// Systems that a node is to stop because they run without serving. Where others serve, it joins them
+/// anew; where nobody does, nobody can be let in or seeded before every such node has said what it
+/// holds.
 pub fn stand_down(state: &State, live: &Live, name: &str, now_ms: u64) -> Vec<String> {
     let cluster = &state.cluster;
     let doubtful = !cluster.genesis || cluster.behind.is_some() || cluster.unvouched.is_some();
     let stuck = |system: &&str| {
         let formation = cluster.formation(system);
         let mut holders: BTreeSet<&str> = unknown(state, live, system, now_ms);
+        if !holders.contains(name) || !live.is_stranded(state, name, system, now_ms) {
+            return false;
+        }
         if !doubtful && formation.lineage.is_some() {
             holders.retain(|n| formation.members.contains(*n));
         }
-        let serves = |n: &str| live.serves(state, n, system, now_ms).is_some();
-        holders.contains(name)
-            && holders.iter().all(|n| live.is_stranded(state, n, system, now_ms))
-            && !state.carriers(system).any(|n| serves(&n.name))
+        let serves = |n: &Node| live.serves(state, &n.name, system, now_ms).is_some();
+        state.carriers(system).any(serves) || holders.iter().all(|n| live.is_stranded(state, n, system, now_ms))
     };
     state.seeded().into_keys().filter(stuck).map(String::from).collect()
 }

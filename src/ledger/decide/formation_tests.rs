@@ -113,8 +113,10 @@ impl World {
         });
     }
 
-    /// All agents register again, in the same boot.
+    /// All agents register again, in the same boot: what the old certificates said may be late.
     fn again(&mut self) {
+        let before = self.fingerprint("n1");
+        assert!(self.ask_as(before, "db", Ask::Start { data: Data::Blank }).is_err());
         for node in ["n1", "n2", "n3"] {
             let generation = self.state.node(node).generation;
             self.register(node, generation);
@@ -535,4 +537,129 @@ fn a_silent_member_serves_nobody() {
     assert!(w.word("n3", "db", Data::Blank).contains("waits for n1"));
     w.report("n1", &[("db", "L")], &[]);
     assert_eq!(w.word("n3", "db", Data::Blank), "join n1");
+}
+
+#[test]
+fn a_report_of_who_serves_counts_as_often_as_it_comes() {
+    // Let in by what the ledger no longer knows, or started without the server.
+    let mut w = World::new();
+    assert_eq!(w.word("n1", "db", Data::Blank), "seed");
+    w.report("n1", &[("db", "L")], &[]);
+    assert!(matches!(w.report("n3", &[("db", "L")], &[])[0], Event::Serves { .. }));
+    assert_eq!(w.live.serves(&w.state, "n3", "db", w.now).as_deref(), Some("L"));
+}
+
+#[test]
+fn a_holder_that_stopped_again_does_not_keep_a_better_one_waiting() {
+    let mut w = World::formed();
+    ["n1", "n2", "n3"].iter().for_each(|n| w.boot(n));
+    w.word("n2", "db", holds("L", 4));
+    w.word("n3", "db", holds("L", 4));
+    assert_eq!(w.word("n1", "db", holds("L", 5)), "seed");
+    // Its disk is lost before it seeds.
+    w.boot("n1");
+    assert!(w.word("n3", "db", holds("L", 4)).starts_with("wait: n1 brings it back"), "it may be at it");
+    assert!(w.word("n1", "db", Data::Blank).starts_with("wait: n2 brings it back"));
+    assert!(w.word("n3", "db", holds("L", 4)).starts_with("wait: n2 brings it back"));
+    assert_eq!(w.word("n2", "db", holds("L", 4)), "seed");
+}
+
+#[test]
+fn a_seed_that_came_back_without_the_server_has_formed_all_the_same() {
+    let mut w = World::new();
+    assert_eq!(w.word("n1", "db", Data::Blank), "seed");
+    w.boot("n1");
+    w.report("n1", &[("db", "L")], &[]);
+    assert_eq!(w.word("n2", "db", Data::Blank), "join n1");
+    // The same after the dark.
+    ["n1", "n2"].iter().for_each(|n| w.boot(n));
+    w.word("n2", "db", holds("L", 4));
+    assert_eq!(w.word("n1", "db", holds("L", 5)), "seed");
+    w.boot("n1");
+    w.report("n1", &[("db", "L")], &[]);
+    assert_eq!(w.word("n2", "db", holds("L", 4)), "join n1");
+}
+
+#[test]
+fn a_holder_that_the_ledger_forgot_the_seed_of_does_not_seed_over_newer_data() {
+    // Put back to when n1 was let seed: since then n2 and n3 have joined and gone further.
+    let mut w = World::new();
+    assert_eq!(w.word("n1", "db", Data::Blank), "seed");
+    w.run(Command::Start { doubt: Some("put back".into()) }).unwrap();
+    w.again();
+    ["n1", "n2", "n3"].iter().for_each(|n| w.boot(n));
+    w.word("n1", "db", holds("L", 4));
+    assert!(w.word("n2", "db", holds("L", 5)).contains("behind"));
+    assert!(w.word("n1", "db", holds("L", 4)).contains("behind"));
+}
+
+#[test]
+fn a_step_whose_lineage_was_not_known_runs_on_one_node_all_the_same() {
+    let mut w = World::empty();
+    ["n1", "n2", "n3"].iter().for_each(|n| w.boot(n));
+    w.run(Command::Start { doubt: Some("put back".into()) }).unwrap();
+    w.again();
+    w.report("n1", &[("db", "L")], &["accounts"]);
+    w.report("n2", &[("db", "L")], &[]);
+    w.start("n3", "db", Data::Blank);
+    ["n1", "n2", "n3"].iter().for_each(|n| assert!(w.word(n, "mq", Data::Blank).contains("adopt")));
+    w.report("n1", &[("db", "L")], &["accounts"]);
+    w.run(Command::Adopt).unwrap();
+    assert!(matches!(w.step("n2"), Verdict::Wait { .. }), "n1 runs it");
+    w.report("n1", &[("db", "L")], &[]);
+    assert_eq!(w.step("n2"), Verdict::Run);
+}
+
+#[test]
+fn what_others_said_meanwhile_grants_nothing_that_is_not_in_the_ledger() {
+    let mut w = World::formed();
+    ["n1", "n2", "n3"].iter().for_each(|n| w.boot(n));
+    w.word("n3", "db", holds("L", 4));
+    // n1 is the best, but n2 had not spoken when its question was decided.
+    let fingerprint = w.fingerprint("n1");
+    let request = ClaimRequest { system: "db".into(), seq: w.seq + 1, ask: Ask::Start { data: holds("L", 5) } };
+    w.run(Command::Claim { fingerprint, request: request.clone() }).unwrap();
+    w.seq += 1;
+    w.word("n2", "db", holds("L", 4));
+    let answer = verdict(&w.state, &w.live, &fingerprint, &request, w.now).unwrap();
+    assert!(matches!(answer, Verdict::Wait { .. }), "{answer:?}");
+    assert_eq!(w.word("n1", "db", holds("L", 5)), "seed");
+}
+
+#[test]
+fn who_is_cut_off_stands_down_so_that_the_dark_can_end() {
+    let mut w = World::formed();
+    w.boot("n1");
+    w.boot("n2");
+    assert!(w.word("n1", "db", holds("L", 5)).starts_with("join n3"), "it was heard a moment ago");
+    let stranded = |w: &mut World, node: &str| {
+        w.seq += 1;
+        let system = SystemReport {
+            name: "db".into(),
+            state: SystemState::Unhealthy,
+            reason: "the others are missing".into(),
+            lineage: None,
+            stranded: true,
+        };
+        let report = Report {
+            phase: Phase::Join,
+            detail: String::new(),
+            systems: vec![system],
+            leaving: false,
+            seq: w.seq,
+            running: vec![],
+        };
+        w.run(Command::Report { fingerprint: w.fingerprint(node), report }).unwrap();
+        stand_down(&w.state, &w.live, node, w.now)
+    };
+    assert!(stranded(&mut w, "n3").is_empty(), "n1 was let in and may run, n2 was not heard");
+    assert!(w.word("n1", "db", holds("L", 5)).contains("waits for n2"));
+    assert!(w.word("n2", "db", holds("L", 5)).contains("waits for n3"));
+    assert_eq!(stranded(&mut w, "n3"), ["db"]);
+    assert_eq!(w.word("n3", "db", holds("L", 6)), "seed");
+    assert!(stand_down(&w.state, &w.live, "n3", w.now).is_empty());
+    // Where somebody serves it is to join that.
+    w.report("n3", &[("db", "L")], &[]);
+    assert!(w.word("n2", "db", holds("L", 5)).starts_with("join n3"));
+    assert_eq!(stranded(&mut w, "n2"), ["db"]);
 }

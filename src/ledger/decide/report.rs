@@ -90,7 +90,8 @@ fn serves(state: &State, name: &str, node: &NodeState, system: &Clustered, linea
     }
     let stopped = formation.stopped.get(name).is_some_and(|s| s.generation == generation && s.seq > granted);
     let (system_name, node_name) = (system.name.clone(), name.to_string());
-    let seeds = formation.seeding.as_ref().is_some_and(|h| h.node == name && h.generation == generation);
+    // In whatever generation: after a crash it may have come back without the server.
+    let seeds = formation.seeding.as_ref().is_some_and(|h| h.node == name);
     let same = formation.lineage.as_deref() == Some(lineage);
     let formed =
         Event::Formed { system: system_name.clone(), node: node_name.clone(), generation, lineage: lineage.into() };
