@@ -2,8 +2,8 @@
 //! system with a late cluster step, faults. No second model: `ledger::decide`, `State::apply`,
 //! `Live` and `join::node::Node` are what runs; `tests/world` makes up what they talk to.
 //!
-//! Breadth first over a set of hashed states, so that the first violation found has a shortest
-//! trace. It is written here because what a library would bring (a loop and a hash set) is small
+//! Depth first over a set of hashed states, which keeps few of them in memory; a violation is looked
+//! for once more breadth first, so that its trace is a shortest one. It is written here because what a library would bring (a loop and a hash set) is small
 //! against what it would ask: its own actor or state traits around code that has none, and keys
 //! without the times and message numbers that grow for ever. Two states are one if whatever
 //! decides their future is equal: times, pauses and retry counts are left out, the numbers of a
@@ -22,7 +22,7 @@ use kiln::ledger::message::{Data, Phase};
 use kiln::ledger::state::State;
 use kiln::ledger::{Command, Live};
 use kiln::recipe::system::{Dark, Scope};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
@@ -302,7 +302,9 @@ impl Place {
                 }
             }
             Act::Offline(n) => {
-                if !w.machines[n as usize].cut || !w.go_offline(n as usize) {
+                // Who was fenced stays off until it can reach the server: that is the operator's part.
+                let fenced = w.server.truly_fenced(&w.fixed.names[n as usize]);
+                if fenced || !w.machines[n as usize].cut || !w.go_offline(n as usize) {
                     return None;
                 }
             }
@@ -803,42 +805,51 @@ impl Ways {
     }
 }
 
+/// In which order places are visited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Order {
+    /// The first violation has a shortest trace; all places of one depth are in memory.
+    Breadth,
+    /// Few places are in memory.
+    Depth,
+}
+
 /// Every place that can be reached; of one in `sample` the final phase too.
-fn explore(firsts: Vec<Place>, sample: u64) -> Explored {
+fn explore(firsts: Vec<Place>, sample: u64, order: Order) -> Explored {
     let mut seen: HashSet<u64, BuildHasherDefault<Same>> = HashSet::default();
     let mut out = Explored { states: 0, transitions: 0, calmed: 0, rounds: 0, found: None };
     seen.extend(firsts.iter().map(Place::key));
-    let mut frontier: Vec<(Place, u32)> = firsts.iter().cloned().zip(0..).collect();
+    let mut open: VecDeque<(Place, u32)> = firsts.iter().cloned().zip(0..).collect();
     let parents = (0..firsts.len() as u32).map(|own| (own, Act::Heal)).collect();
     let mut ways = Ways { firsts, parents };
-    while !frontier.is_empty() && out.found.is_none() {
-        let mut next = Vec::new();
-        'level: for (place, id) in frontier {
-            for act in place.acts() {
-                let Some(after) = place.after(act) else { continue };
-                out.transitions += 1;
-                let key = after.key();
-                let new = seen.insert(key);
-                let mut what = after.world.violation.clone();
-                if new && what.is_none() && key % sample == 0 {
-                    out.calmed += 1;
-                    match after.calm(None) {
-                        Ok(rounds) => out.rounds = out.rounds.max(rounds),
-                        Err(why) => what = Some(why),
-                    }
+    'all: while let Some((place, id)) = open.pop_front() {
+        for act in place.acts() {
+            let Some(after) = place.after(act) else { continue };
+            out.transitions += 1;
+            let key = after.key();
+            let new = seen.insert(key);
+            let mut what = after.world.violation.clone();
+            if new && what.is_none() && key % sample == 0 {
+                out.calmed += 1;
+                match after.calm(None) {
+                    Ok(rounds) => out.rounds = out.rounds.max(rounds),
+                    Err(why) => what = Some(why),
                 }
-                if let Some(what) = what {
-                    let (first, trace) = ways.to(id, Some(act));
-                    out.found = Some(Box::new(Found { what, first, trace }));
-                    break 'level;
-                }
-                if new {
-                    next.push((after, ways.parents.len() as u32));
-                    ways.parents.push((id, act));
+            }
+            if let Some(what) = what {
+                let (first, trace) = ways.to(id, Some(act));
+                out.found = Some(Box::new(Found { what, first, trace }));
+                break 'all;
+            }
+            if new {
+                let next = (after, ways.parents.len() as u32);
+                ways.parents.push((id, act));
+                match order {
+                    Order::Breadth => open.push_back(next),
+                    Order::Depth => open.push_front(next),
                 }
             }
         }
-        frontier = next;
     }
     out.states = seen.len();
     out
@@ -892,7 +903,10 @@ fn show(first: &Place, trace: &[Act]) -> String {
 
 fn run(name: &str, from: From, faults: Faults, sample: u64) -> (usize, usize) {
     let began = Instant::now();
-    let explored = explore(starts(from, faults, Mutation::None), sample);
+    let mut explored = explore(starts(from, faults, Mutation::None), sample, Order::Depth);
+    if explored.found.is_some() {
+        explored = explore(starts(from, faults, Mutation::None), sample, Order::Breadth);
+    }
     let title = format!("{name}, from {from:?}").to_lowercase();
     println!(
         "{title:<52} {:>8} states {:>9} transitions {:>6} final phases (at most {:>2} rounds) {:>6.1} s",
@@ -954,6 +968,15 @@ fn scenarios() -> Vec<(&'static str, From, Faults)> {
         ("dark, loss", formed, Faults { dark: 1, loss: 1, ..none }),
         ("dark, rollback", formed, Faults { dark: 1, rollback: 1, ..none }),
         ("dark without server", formed, Faults { dark: 1, deaf: 1, ..none }),
+        ("t1", formed, Faults { dark: 1, crash: 1, rollback: 1, ..none }),
+        ("t2", formed, Faults { dark: 1, crash: 2, restart: 1, ..none }),
+        ("t3", two, Faults { dark: 1, crash: 1, fence: 1, wipe: 1, ..none }),
+        ("t4", two, Faults { crash: 2, cut: 1, fence: 1, ..none }),
+        ("t5", formed, Faults { dark: 1, late: 1, rollback: 1, ..none }),
+        ("t6", formed, Faults { crash: 2, loss: 1, cut: 1, ..none }),
+        ("t7", two, Faults { dark: 1, crash: 1, cut: 1, ..none }),
+        ("t8", formed, Faults { crash: 2, die: 1, agent: 1, ..none }),
+        ("t9", two, Faults { dark: 1, batch: 2, answer: 1, ..none }),
         ("two crashes", two, Faults { crash: 2, ..none }),
         ("dark", two, Faults { dark: 1, ..none }),
         ("dark, late", two, Faults { dark: 1, late: 1, ..none }),
@@ -988,7 +1011,7 @@ fn full() -> bool {
 
 /// The explorer must see what happens without a rule: its shortest way there is printed.
 fn planted(mutation: Mutation, from: From, faults: Faults) -> String {
-    let explored = explore(starts(from, faults, mutation), u64::MAX);
+    let explored = explore(starts(from, faults, mutation), u64::MAX, Order::Breadth);
     let found = explored.found.unwrap_or_else(|| panic!("{mutation:?}: nothing found in {} states", explored.states));
     println!("{mutation:?}: {} ({} states)\n{}", found.what, explored.states, show(&found.first, &found.trace));
     found.what
@@ -1026,7 +1049,7 @@ fn without_the_generation_check_somebody_is_seeded_over() {
     let faults = Faults { late: 1, crash: 2, die: 1, ..Faults::default() };
     let firsts = starts(From::Formed(2), faults, Mutation::AnyGeneration);
     let lax = firsts.into_iter().map(|p| Place { world: World { lax: true, ..p.world.clone() }, ..p }).collect();
-    let explored = explore(lax, u64::MAX);
+    let explored = explore(lax, u64::MAX, Order::Breadth);
     let found = explored.found.expect("a violation");
     println!("{} ({} states)\n{}", found.what, explored.states, show(&found.first, &found.trace));
     assert!(found.what.contains("seeds"), "{}", found.what);

@@ -146,7 +146,7 @@ impl Start<'_> {
             Data::Holds { lineage, .. } => Some((node, lineage)),
             Data::Blank => None,
         });
-        if let Some((node, lineage)) = held {
+        if let Some((node, lineage)) = held.filter(|_| self.system.dark() != Some(Dark::Reset)) {
             let what = format!("{node} holds data of {} {lineage}, which was never formed here", self.system.name);
             return self.behind(what);
         }
@@ -155,6 +155,11 @@ impl Start<'_> {
         }
         if let Some(other) = self.carriers().find(|n| self.serves(n).is_some()) {
             return self.behind(format!("{other} serves {}, which was never formed here", self.system.name));
+        }
+        // Disposable, so it may begin anew; but whoever holds some may run it.
+        let missing: Vec<&str> = self.carriers().filter(|n| !self.is_known(formation, n)).collect();
+        if held.is_some() && !missing.is_empty() {
+            return (vec![], wait(format!("nobody serves it; waits for {}", self.states(&missing))));
         }
         if let Some(unknown) = self.unvouched(formation) {
             return (vec![], unknown);
