@@ -16,13 +16,31 @@ pub const UNIT_FILE: &str = "usr/lib/systemd/system/kiln-node.service";
 /// What enables it.
 pub const UNIT_LINK: &str = "etc/systemd/system/multi-user.target.wants/kiln-node.service";
 
-/// It stops before the units of its systems do, so that they can leave their clusters in order.
-fn unit(recipe: &Recipe) -> String {
+/// What makes it stop before the units of its systems do, so that they can leave their clusters in
+/// order. A unit of its own, always active: were kiln-node itself ordered after them, a restart of it
+/// would wait for a start among them that hangs, which only it can end.
+const ORDER_FILE: &str = "usr/lib/systemd/system/kiln-order.service";
+
+fn order(recipe: &Recipe) -> String {
     let units: Vec<&str> = recipe.systems.iter().flat_map(|s| &s.units).map(String::as_str).collect();
     format!(
         "[Unit]
+Description=kiln-node stops before its systems do
+After={}
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+",
+        units.join(" ")
+    )
+}
+
+const UNIT: &str = "[Unit]
 Description=Joins this node to its cluster
-After=local-fs.target systemd-tmpfiles-setup.service {}
+Wants=kiln-order.service
+After=local-fs.target systemd-tmpfiles-setup.service kiln-order.service
 ConditionPathExists=/run/kiln/boot.json
 
 [Service]
@@ -36,10 +54,7 @@ OOMScoreAdjust=-900
 
 [Install]
 WantedBy=multi-user.target
-",
-        units.join(" ")
-    )
-}
+";
 
 /// What the role layer is made of.
 pub struct Parts<'a> {
@@ -88,7 +103,8 @@ pub fn items(parts: &Parts) -> Result<Vec<Item>, Vec<String>> {
     json.push(b'\n');
     layer.add(ROLE_FILE.trim_start_matches('/'), 0o644, (0, 0), Body::Bytes(json));
     layer.add(NODE_FILE, 0o755, (0, 0), Body::Bytes(parts.node.to_vec()));
-    layer.add(UNIT_FILE, 0o644, (0, 0), Body::Bytes(unit(parts.recipe).into_bytes()));
+    layer.add(UNIT_FILE, 0o644, (0, 0), Body::Bytes(UNIT.as_bytes().to_vec()));
+    layer.add(ORDER_FILE, 0o644, (0, 0), Body::Bytes(order(parts.recipe).into_bytes()));
     layer.add(UNIT_LINK, 0o777, (0, 0), Body::Symlink(format!("/{UNIT_FILE}")));
     // Empty: systemd makes no first boot of it; the node's own id is bound over it.
     layer.add("etc/machine-id", 0o444, (0, 0), Body::Bytes(Vec::new()));

@@ -31,7 +31,8 @@ enum Verb {
     Timeline,
     /// After the ledger was lost or put back: take what the nodes show for the truth
     Adopt,
-    /// Bring a system back from one node's data, when it cannot come back by itself
+    /// Bring a system back from one node's data, when it cannot come back by itself (one whose data are
+    /// disposable begins anew there)
     Recover {
         system: String,
         #[arg(long, value_name = "NODE")]

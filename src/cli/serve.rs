@@ -154,7 +154,8 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runt
     let database = state.join("ledger.sqlite");
     let mut log = Sqlite::open(&database)?;
     let runtime = places::socket(arguments.socket.clone());
-    let witness = Witness::new(runtime.parent().unwrap_or(Path::new("/run")), &state.canonicalize()?);
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the boot id")?;
+    let witness = Witness::new(runtime.parent().unwrap_or(Path::new("/run")), &state.canonicalize()?, &boot_id);
     let doubt = witness.doubt(log.head()?, known, |rev| Ok(log.read_after(rev - 1, 1)?.pop()))?;
     log.witnessed_by(witness);
     let (ledger, writer) = Ledger::start(log)?;

@@ -67,11 +67,15 @@ fn tells(event: &Event) -> bool {
 fn works(events: &[Recorded]) -> (Vec<Work>, BTreeMap<String, String>) {
     let mut seeds = BTreeMap::new();
     let mut open: BTreeMap<(String, String), u64> = BTreeMap::new();
+    let mut generations: BTreeMap<&String, u64> = BTreeMap::new();
     let mut works = Vec::new();
     for recorded in events {
         let at = recorded.at_ms;
         match &recorded.event {
-            Event::Registered { node, .. } => {
+            // A renewal is no boot.
+            Event::Registered { node, generation, .. }
+                if generations.insert(node, *generation) != Some(*generation) =>
+            {
                 open.retain(|(n, _), _| n != node);
                 works.retain(|w: &Work| w.node != *node);
                 works.push(Work { node: node.clone(), what: "boots and registers".into(), from_ms: at, to_ms: at });
@@ -167,6 +171,7 @@ mod tests {
         at(9_000, formed);
         at(10_000, says("n2", &[("env", Healthy), ("db", Starting)]));
         at(20_000, says("n2", &[("env", Healthy), ("db", Healthy)]));
+        at(30_000, registered("n1")); // a renewal
         let lines = timeline(&events);
         let chain = &lines[lines.iter().position(|l| l.starts_with("longest")).unwrap()..];
         assert!(chain[0].contains("20.0 s after"), "{chain:?}");

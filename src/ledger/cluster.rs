@@ -89,9 +89,13 @@ impl Cluster {
         Arc::make_mut(self.formations.entry(system.to_string()).or_default())
     }
 
-    /// What was stopped may run by now: a ledger that is not the newest does not know.
+    /// What was stopped may run by now, and what the operator chose he chose of what was known then:
+    /// a ledger that is not the newest does not know.
     fn forget_stopped(&mut self) {
-        self.formations.values_mut().for_each(|f| Arc::make_mut(f).stopped.clear());
+        for formation in self.formations.values_mut().map(Arc::make_mut) {
+            formation.stopped.clear();
+            formation.chosen = None;
+        }
     }
 
     pub(super) fn apply(&mut self, event: &Event) {
@@ -109,12 +113,12 @@ impl Cluster {
                     let formation = self.formation_mut(system);
                     formation.lineage = Some(adopted.lineage.clone());
                     formation.members = adopted.members.iter().cloned().collect();
-                    formation.seeding = None;
+                    (formation.seeding, formation.chosen) = (None, None);
                 }
             }
             Event::DataShown { system, node, generation, seq, data } => {
                 let stopped = Stopped { generation: *generation, seq: *seq, data: data.clone() };
-                self.formation_mut(system).stopped.insert(node.clone(), stopped);
+                self.formation_mut(system).show(node, stopped);
             }
             Event::SeedGranted { system, node, generation, seq } => {
                 let formation = self.formation_mut(system);
@@ -125,10 +129,14 @@ impl Cluster {
             Event::JoinGranted { system, node, generation, seq, set_aside } => {
                 let formation = self.formation_mut(system);
                 formation.members.insert(node.clone());
+                let data = formation.stopped.get(node).map(|s| s.data.clone());
                 if *set_aside {
-                    let data = formation.stopped.get(node).map(|s| s.data.clone());
                     formation.aside.insert(node.clone(), data);
+                } else if data == Some(Data::Blank) {
+                    formation.aside.remove(node); // what was to be set aside is gone
                 }
+                // Should it not become a member, its next try needs room again.
+                formation.room.retain(|(_, whom), _| whom != node);
                 formation.grant(node, *generation, *seq, false, *set_aside);
             }
             Event::Formed { system, node, lineage, .. } => {
@@ -183,6 +191,15 @@ impl Formation {
         let granted = self.granted.get(node).filter(|g| g.generation == generation).map(|g| g.seq);
         let stopped = self.stopped.get(node).filter(|s| s.generation == generation).map(|s| s.seq);
         granted.into_iter().chain(stopped).max().unwrap_or(0)
+    }
+
+    /// A node says what it holds. The operator chose a node for the data that it had.
+    pub fn show(&mut self, node: &str, stopped: Stopped) {
+        let before = self.stopped.insert(node.to_string(), stopped);
+        let other = before.is_some_and(|b| self.stopped.get(node).is_some_and(|s| s.data != b.data));
+        if other && self.seeding.is_none() && self.chosen.as_deref() == Some(node) {
+            self.chosen = None;
+        }
     }
 
     fn grant(&mut self, node: &str, generation: u64, seq: u64, seed: bool, set_aside: bool) {

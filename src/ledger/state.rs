@@ -310,6 +310,8 @@ impl State {
                 // What was sent before this moment may come late, and of what was granted since the
                 // backup nothing is known: only who registers again is heard.
                 self.fingerprints.clear();
+                // Who was off then may have run since: the operator says so again.
+                self.nodes.values_mut().filter(|n| n.fenced.is_some()).for_each(|n| Arc::make_mut(n).fenced = None);
                 self.cluster.apply(event);
             }
             _ => self.cluster.apply(event),

@@ -15,25 +15,29 @@ const FILE_MAX_BYTES: u64 = 4096;
 #[derive(Clone, Debug)]
 pub struct Witness {
     path: PathBuf,
+    boot_id: String,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Last {
+    /// Of the machine: a runtime folder that a restart does not empty may be put back with the rest.
+    #[serde(default)]
+    boot_id: String,
     rev: u64,
     /// Of the event as JSON.
     digest: Digest,
 }
 
 impl Witness {
-    /// Of the ledger in the folder `state`, below the runtime folder `run`.
-    pub fn new(run: &Path, state: &Path) -> Witness {
+    /// Of the ledger in the folder `state`, below the runtime folder `run`, in this boot.
+    pub fn new(run: &Path, state: &Path, boot_id: &str) -> Witness {
         let name = Digest::of(state.as_os_str().as_encoded_bytes()).short();
-        Witness { path: run.join(format!("ledger-{name}.json")) }
+        Witness { path: run.join(format!("ledger-{name}.json")), boot_id: boot_id.trim().into() }
     }
 
     /// Notes the last event before anyone is answered for it.
     pub fn note(&self, rev: u64, body: &str) -> Result<()> {
-        let last = Last { rev, digest: Digest::of(body.as_bytes()) };
+        let last = Last { boot_id: self.boot_id.clone(), rev, digest: Digest::of(body.as_bytes()) };
         let noted = files::write_atomic(&self.path, &serde_json::to_vec(&last)?, 0o600);
         if noted.is_err() {
             let _ = std::fs::remove_file(&self.path); // none is better than an old one
@@ -51,7 +55,7 @@ impl Witness {
     ) -> Result<Option<String>> {
         let last: Option<Last> =
             files::read_bounded(&self.path, FILE_MAX_BYTES).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let Some(last) = last else {
+        let Some(last) = last.filter(|l| l.boot_id == self.boot_id) else {
             return Ok(match (head, known) {
                 (0, false) => None,
                 (0, true) => Some("the ledger is new, the site's keys are not: it was lost".into()),
@@ -75,7 +79,7 @@ mod tests {
     #[test]
     fn a_ledger_is_vouched_for_only_while_it_holds_the_last_event() {
         let dir = tempfile::tempdir().unwrap();
-        let witness = Witness::new(dir.path(), Path::new("/var/lib/kiln"));
+        let witness = Witness::new(dir.path(), Path::new("/var/lib/kiln"), "one\n");
         let event = |node: &str| Event::NodeUnheld { node: node.into() };
         let body = |node: &str| serde_json::to_string(&event(node)).unwrap();
         let recorded = |node: &str| Ok(Some(Recorded { rev: 5, at_ms: 1, v: VERSION, event: event(node) }));
@@ -89,6 +93,8 @@ mod tests {
         assert!(witness.doubt(5, true, |_| recorded("b")).unwrap().is_some());
         assert!(witness.doubt(4, true, nothing).unwrap().is_some());
         assert!(witness.doubt(0, true, nothing).unwrap().is_some());
+        let later = Witness::new(dir.path(), Path::new("/var/lib/kiln"), "two");
+        assert!(later.doubt(5, true, |_| recorded("a")).unwrap().unwrap().contains("remembers"));
         std::fs::write(&witness.path, "junk").unwrap();
         assert!(witness.doubt(5, true, |_| recorded("a")).unwrap().is_some());
     }

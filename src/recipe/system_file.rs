@@ -98,7 +98,7 @@ fn read_formation(table: &Table<'_>) -> Option<Formation> {
 }
 
 /// Names of scripts that every system has: a step of that name would be taken for one.
-const SCRIPTS: [&str; 7] = ["seed", "join", "leave", "forget", "rank", "lineage", "health"];
+const SCRIPTS: [&str; 6] = ["seed", "join", "leave", "rank", "lineage", "health"];
 
 fn read_step(table: &Table<'_>) -> Option<(Step, StepPlaces)> {
     let step_name = table.required("name", |text| {

@@ -152,7 +152,11 @@ fn read_network(table: &Table<'_>, management: bool) -> (Network, Option<At<(Ipv
         table.not_built(later);
     }
     let subnet = if management {
-        table.required("subnet", |text| text.parse::<Subnet>())
+        // Corosync numbers its members by the last two parts of their addresses.
+        table.required("subnet", |text| match text.parse::<Subnet>()? {
+            wide if wide.prefix < 16 => Err(format!("{wide} is wider than the /16 that a cluster's members lie in")),
+            subnet => Ok(subnet),
+        })
     } else {
         table.parsed("subnet", |text| text.parse::<Subnet>())
     };

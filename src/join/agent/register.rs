@@ -55,9 +55,10 @@ pub fn kept(handover: &Handover) -> Option<Registration> {
     serde_json::from_slice(&files::read_bounded(&path, KEPT_MAX_BYTES).ok()?).ok()
 }
 
-/// Whether an error says that nobody answered, rather than that the answer was no.
+/// Whether an error says that nobody answered, or that the server cannot, rather than that the answer
+/// was no.
 pub fn is_silence(error: &anyhow::Error) -> bool {
-    status_of(error).is_none()
+    status_of(error).is_none_or(|status| status >= 500)
 }
 
 /// Registers once and keeps the answer. The same boot may do it again: it stays one generation.
@@ -100,8 +101,11 @@ fn register_as(handover: &Handover, last_generation: u64, shown: Option<&Registr
     let registration = Registration { boot_id, tls_key, answer, got_ms: clock::monotonic_ms() };
     let bytes = serde_json::to_vec(&registration)?;
     files::write_atomic(&kept_in_memory(), &bytes, 0o600)?;
-    if let Some(path) = on_disk(handover) {
-        files::write_atomic(&path, &bytes, 0o600)?;
+    // A full disk must not make the server's answer worthless: it is the only valid one by now.
+    if let Some(path) = on_disk(handover)
+        && let Err(e) = files::write_atomic(&path, &bytes, 0o600)
+    {
+        eprintln!("keeping the registration on the state disk: {e:#}");
     }
     Ok(registration)
 }

@@ -40,14 +40,14 @@ pub fn claim(
     let role = state.site_node(name).map(|n| n.role.as_str()).unwrap_or_default();
     let Some(system) = state.clustered(role, &request.system) else {
         let reason = format!("role {role:?} of node {name} has no system {:?} to claim", text::word(&request.system));
-        return Err(Refusal::new(Why::Refused, reason));
+        return Err(Refusal::new(Why::NotFound, reason));
     };
     let (generation, seq) = (node.generation, request.seq);
     match &request.ask {
         Ask::Step { step } => step::claim(state, system, name, generation, step, seq),
         Ask::Start { data } => {
             if system.dark().is_none() {
-                return Err(Refusal::new(Why::Refused, format!("system {} needs no claim to start", system.name)));
+                return Err(Refusal::new(Why::NotFound, format!("system {} needs no claim to start", system.name)));
             }
             let data = match data {
                 Data::Blank => Data::Blank,
@@ -106,7 +106,7 @@ impl Start<'_> {
         if known.stopped.get(self.name).filter(same).is_none() {
             let (generation, seq) = (self.generation, self.seq);
             let stopped = Stopped { generation, seq, data: self.data.clone() };
-            formation.stopped.insert(self.name.into(), stopped);
+            formation.show(self.name, stopped);
             let (system, node) = (self.system.name.clone(), self.name.to_string());
             events.push(Event::DataShown { system, node, generation, seq, data: self.data.clone() });
         }
@@ -118,7 +118,9 @@ impl Start<'_> {
     fn decide(&self, formation: &Formation) -> Judged {
         let cluster = &self.state.cluster;
         if let Some(chosen) = &formation.chosen {
-            return if chosen == self.name {
+            return if let Some(other) = self.carriers().find(|n| self.serves(n).is_some()) {
+                (vec![], wait(format!("{other} serves it; next: kiln cluster recover {}", self.system.name)))
+            } else if chosen == self.name {
                 self.seed(vec![])
             } else {
                 (vec![], wait(format!("comes back from {chosen}'s data, by the operator's word")))

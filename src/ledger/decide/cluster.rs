@@ -16,10 +16,10 @@ fn refused(reason: impl Into<String>) -> Refusal {
     Refusal::new(Why::Refused, reason)
 }
 
-pub(super) fn start(state: &State, doubt: Option<&str>) -> Vec<Event> {
+pub(super) fn start(doubt: Option<&str>) -> Vec<Event> {
     let reason = doubt.map(|d| text::clean(d, 200));
     // The same doubt again must still make every node speak again: what stopped then may run now.
-    reason.map(|reason| Event::Unvouched { reason }).filter(|_| state.cluster.behind.is_none()).into_iter().collect()
+    reason.map(|reason| Event::Unvouched { reason }).into_iter().collect()
 }
 
 pub(super) fn form(state: &State, live: &Live, now_ms: u64) -> Result<Vec<Event>, Refusal> {

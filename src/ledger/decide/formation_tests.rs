@@ -663,3 +663,121 @@ fn who_is_cut_off_stands_down_so_that_the_dark_can_end() {
     assert!(w.word("n2", "db", holds("L", 5)).starts_with("join n3"));
     assert_eq!(stranded(&mut w, "n2"), ["db"]);
 }
+
+#[test]
+fn the_operators_choice_does_not_outlive_a_doubt_nor_other_data() {
+    let dark = || {
+        let mut w = World::formed();
+        ["n1", "n2", "n3"].iter().for_each(|n| w.boot(n));
+        w.word("n1", "db", holds("L", 4));
+        w.word("n2", "db", holds("L", 5));
+        w.word("n3", "db", holds("L", 5));
+        w.run(recover("db", "n1", true)).unwrap();
+        w
+    };
+    // Put back to this moment: meanwhile the others have formed and run.
+    let mut w = dark();
+    w.run(Command::Start { doubt: Some("put back".into()) }).unwrap();
+    w.again();
+    w.report("n2", &[("db", "L")], &[]);
+    assert!(w.word("n1", "db", holds("L", 4)).starts_with("join n2"));
+    // While somebody serves nothing is seeded beside it, whatever was chosen.
+    let mut w = dark();
+    w.report("n2", &[("db", "L")], &[]);
+    assert!(w.word("n1", "db", holds("L", 4)).contains("n2 serves it"));
+    // Chosen was what it held.
+    let mut w = dark();
+    w.boot("n1");
+    assert!(!w.word("n1", "db", Data::Blank).starts_with("seed"));
+    assert_eq!(w.word("n2", "db", holds("L", 5)), "seed");
+    let mut w = dark();
+    w.boot("n1");
+    assert_eq!(w.word("n1", "db", holds("L", 4)), "seed");
+}
+
+#[test]
+fn who_was_fenced_before_a_doubt_is_waited_for() {
+    let mut w = World::formed();
+    w.now += 31_000;
+    ["n1", "n2"].iter().for_each(|n| w.boot(n));
+    w.run(fence("n3")).unwrap();
+    // Put back to this moment: n3 was repaired meanwhile, and wrote last.
+    w.run(Command::Start { doubt: Some("put back".into()) }).unwrap();
+    ["n1", "n2"].iter().for_each(|n| w.boot(n));
+    w.word("n1", "db", holds("L", 4));
+    assert!(w.word("n2", "db", holds("L", 4)).contains("waits for a word of n3"));
+    w.run(fence("n3")).unwrap();
+    assert_eq!(w.word("n1", "db", holds("L", 4)), "seed");
+}
+
+#[test]
+fn a_ledger_that_was_behind_and_is_put_back_forgets_what_was_stopped() {
+    let mut w = World::formed();
+    ["n1", "n2", "n3"].iter().for_each(|n| w.boot(n));
+    w.word("n1", "db", holds("L", 4));
+    w.fold(Event::Behind { node: "n2".into(), reason: "more".into() });
+    w.run(Command::Start { doubt: Some("put back".into()) }).unwrap();
+    ["n2", "n3"].iter().for_each(|n| w.boot(n));
+    w.word("n2", "db", holds("L", 5));
+    w.word("n3", "db", holds("L", 5));
+    assert!(w.refused(Command::Adopt).contains("n1 has not said"));
+}
+
+#[test]
+fn without_an_image_nobody_vouches() {
+    let mut w = World::new();
+    w.run(Command::Start { doubt: Some("lost".into()) }).unwrap();
+    w.state.images.clear();
+    w.register("n1", 1);
+    w.report("n1", &[], &[]);
+    assert!(w.state.cluster.unvouched.is_some());
+}
+
+#[test]
+fn a_join_that_failed_half_way_gets_room_again() {
+    let mut w = World::new();
+    assert_eq!(w.word("n1", "mq", Data::Blank), "seed");
+    w.report("n1", &[("mq", "M")], &[]);
+    for _ in 0..2 {
+        assert!(w.word("n2", "mq", Data::Blank).contains("makes room"));
+        let room = Event::RoomMade {
+            system: "mq".into(),
+            step: "room".into(),
+            node: "n2".into(),
+            generation: 1,
+            by: "n1".into(),
+        };
+        w.fold(room);
+        assert!(w.word("n2", "mq", Data::Blank).starts_with("join n1"));
+    }
+}
+
+#[test]
+fn what_was_to_be_set_aside_and_is_gone_needs_no_setting_aside() {
+    let mut w = World::formed();
+    w.fold(Event::SetAside { system: "db".into(), nodes: vec!["n3".into()] });
+    w.boot("n3");
+    assert_eq!(w.word("n3", "db", Data::Blank), "join n1 n2");
+    w.report("n3", &[("db", "L")], &[]);
+    w.boot("n3");
+    assert_eq!(w.word("n3", "db", holds("L", 9)), "join n1 n2");
+}
+
+#[test]
+fn a_report_that_was_overtaken_says_nothing_new() {
+    let mut w = World::formed();
+    w.report("n1", &[("db", "L")], &[]);
+    let left = |seq, leaving| Report {
+        phase: Phase::Join,
+        detail: String::new(),
+        systems: vec![],
+        leaving,
+        seq,
+        running: vec![],
+    };
+    let fingerprint = w.fingerprint("n1");
+    let of = |report| Command::Report { fingerprint, report };
+    w.run(of(left(w.seq + 2, true))).unwrap();
+    assert!(w.run(of(left(w.seq + 1, false))).unwrap().is_empty());
+    assert!(w.state.node("n1").session.as_ref().unwrap().left);
+}

@@ -239,7 +239,7 @@ fn rule(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Ve
             claim::claim(state, live, fingerprint, request, now_ms).map(|(events, _)| events)
         }
         Command::Done { fingerprint, request } => step::done(state, fingerprint, request),
-        Command::Start { doubt } => Ok(cluster::start(state, doubt.as_deref())),
+        Command::Start { doubt } => Ok(cluster::start(doubt.as_deref())),
         Command::Form => cluster::form(state, live, now_ms),
         Command::Adopt => cluster::adopt(state, live, now_ms),
         Command::Recover { system, from, accept_loss } => {

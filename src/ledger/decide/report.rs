@@ -36,6 +36,9 @@ pub(super) fn report(
     let shape = |phase: Phase, systems: &[SystemReport]| -> (Phase, Vec<(String, SystemState)>) {
         (phase, systems.iter().map(|s| (s.name.clone(), s.state)).collect())
     };
+    // One that was overtaken says nothing new.
+    let newest = live.heard.get(name).filter(|h| h.generation == node.generation).and_then(|h| h.report.as_ref());
+    let late = newest.is_some_and(|r| report.seq < r.seq);
     let left = node.session.as_ref().is_some_and(|s| s.left);
     let same = left == report.leaving
         && node.report.as_ref().is_some_and(|r| shape(r.phase, &r.systems) == shape(report.phase, &systems));
@@ -48,7 +51,7 @@ pub(super) fn report(
         }
     }
     events.extend(step::reported(state, name, node, report.seq, &report.running));
-    if !same {
+    if !same && !late {
         events.push(Event::Reported {
             node: name.clone(),
             generation: node.generation,

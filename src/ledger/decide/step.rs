@@ -28,7 +28,7 @@ pub(super) fn claim(
 ) -> Result<(Vec<Event>, Verdict), Refusal> {
     let Some(writes) = system.cluster_steps.get(step) else {
         let reason = format!("system {} has no cluster step {:?}", system.name, text::word(step));
-        return Err(Refusal::new(Why::Refused, reason));
+        return Err(Refusal::new(Why::NotFound, reason));
     };
     let cluster = &state.cluster;
     if !cluster.genesis {
@@ -190,8 +190,11 @@ pub(super) fn vouched(state: &State, live: &Live, now_ms: u64) -> bool {
         return false;
     }
     let seeded = state.seeded();
+    // Where no image says which systems a role has, nobody can have spoken for them.
+    let described =
+        !seeded.is_empty() || state.site.iter().flat_map(|s| &s.nodes).all(|n| state.image_of(&n.role).is_some());
     let reported = |system: &&str| {
         state.carriers(system).all(|n| state.node(&n.name).is_fenced() || live.has_reported(state, &n.name))
     };
-    seeded.keys().all(|system| reported(system) && unknown(state, live, system, now_ms).is_empty())
+    described && seeded.keys().all(|system| reported(system) && unknown(state, live, system, now_ms).is_empty())
 }
