@@ -18,6 +18,8 @@ const LICENCES: &[&str] = &[
     "Unicode-3.0",
     "Unlicense",
     "Zlib",
+    // libbz2-rs-sys: bzip2's own, BSD in all but name.
+    "bzip2-1.0.6",
 ];
 
 /// The only place that packages come from: no git, no folders outside this one.

@@ -16,6 +16,7 @@ pub mod operator;
 pub mod output;
 pub mod places;
 pub mod recipes;
+pub mod repo;
 pub mod restore;
 pub mod secrets;
 pub mod serve;
@@ -40,6 +41,7 @@ pub enum Verb {
     Key(key::Arguments),
     Init(init::Args),
     Lock(lock::Arguments),
+    Repo(repo::Arguments),
     Serve(serve::Arguments),
     Site(site::Arguments),
     Node(node::Arguments),
@@ -59,6 +61,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Key(arguments) => key::run(arguments),
         Verb::Init(args) => init::run(args),
         Verb::Lock(arguments) => lock::run(&arguments),
+        Verb::Repo(arguments) => repo::run(arguments),
         Verb::Serve(arguments) => serve::run(arguments),
         Verb::Site(arguments) => site::run(arguments),
         Verb::Node(arguments) => node::run(arguments),

@@ -21,6 +21,13 @@ pub fn store(flag: Option<PathBuf>) -> PathBuf {
     })
 }
 
+/// Imported repositories: flag, `KILN_REPOS`, root: `/var/lib/kiln/repos`, else `$XDG_DATA_HOME/kiln/repos`.
+pub fn repos(flag: Option<PathBuf>) -> PathBuf {
+    flag.or_else(|| from_env("KILN_REPOS")).unwrap_or_else(|| {
+        if is_root() { "/var/lib/kiln/repos".into() } else { home("XDG_DATA_HOME", ".local/share").join("repos") }
+    })
+}
+
 /// The builder's key: flag, `KILN_KEY`, root: `/var/lib/kiln/builder.key`, else below `$XDG_CONFIG_HOME/kiln`.
 pub fn builder_key(flag: Option<PathBuf>) -> PathBuf {
     flag.or_else(|| from_env("KILN_KEY")).unwrap_or_else(|| {

@@ -1,10 +1,14 @@
 //! Signatures and digests of repository metadata, checked by kiln itself after apt did so: only
 //! bytes that passed here are believed. gpgv checks, [`super::release`] judges its answer.
 
+pub mod apt;
+pub mod packages;
+pub mod yum;
+
 use super::release::{self, Release};
+use super::{gpgv, openpgp};
 use crate::sys::{command, files};
 use anyhow::{Context, Result, bail};
-use base64::Engine as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -73,19 +77,10 @@ fn payload(bytes: &[u8]) -> Vec<u8> {
 
 /// gpgv reads binary keyrings only; an armoured one is unwrapped into `to`.
 fn binary_keyring(keyring: &Path, to: &Path) -> Result<PathBuf> {
-    const KEYRING_MAX_BYTES: u64 = 16 << 20;
-    let bytes = files::read_bounded(keyring, KEYRING_MAX_BYTES)?;
-    let Ok(text) = std::str::from_utf8(&bytes) else { return fs::canonicalize(keyring).context("resolving a keyring") };
-    let mut keys = Vec::new();
-    for block in text.split("-----BEGIN PGP PUBLIC KEY BLOCK-----").skip(1) {
-        let block = block.split("-----END").next().unwrap_or_default().replace('\r', "");
-        let body = block.split_once("\n\n").map_or(block.as_str(), |(_, body)| body);
-        let data: String = body.lines().filter(|l| !l.starts_with('=')).map(str::trim).collect();
-        let decoded = base64::engine::general_purpose::STANDARD.decode(data);
-        keys.extend(decoded.with_context(|| format!("decoding keyring {}", keyring.display()))?);
-    }
-    if keys.is_empty() {
-        bail!("keyring {} holds no public key", keyring.display());
+    let bytes = files::read_bounded(keyring, gpgv::KEYRING_MAX_BYTES)?;
+    let keys = openpgp::binary(&bytes, &format!("keyring {}", keyring.display())).map_err(anyhow::Error::msg)?;
+    if keys == bytes {
+        return fs::canonicalize(keyring).context("resolving a keyring");
     }
     fs::write(to, keys).with_context(|| format!("writing {}", to.display()))?;
     Ok(to.to_path_buf())

@@ -90,6 +90,63 @@ pub fn run_ok(command: &mut Command, input: &[u8], timeout: Duration) -> Result<
     Ok(output)
 }
 
+/// A child that is fed piece by piece; for one that reads its stdin to the end and says little.
+pub struct Fed {
+    child: std::process::Child,
+    line: String,
+}
+
+/// Starts a child to be fed. Its stderr is dropped.
+pub fn feed(command: &mut Command) -> Result<Fed> {
+    let line = shown(command);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    die_with_parent(command);
+    let child = command.spawn().with_context(|| format!("starting {line}"))?;
+    Ok(Fed { child, line })
+}
+
+impl Fed {
+    /// Hands over the next piece. A child that reads no more is not our error: its end tells.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if let Some(pipe) = self.child.stdin.as_mut()
+            && pipe.write_all(bytes).is_err()
+        {
+            self.child.stdin = None;
+        }
+    }
+
+    /// What the child says after its input's end, at most [`OUTPUT_MAX_BYTES`]; killed at the time-out.
+    pub fn finish(mut self, timeout: Duration) -> Result<Vec<u8>> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        self.child.stdin = None;
+        let Some(mut pipe) = self.child.stdout.take() else { bail!("no output of: {}", self.line) };
+        let deadline = Instant::now() + timeout;
+        let (mut said, mut buffer) = (Vec::new(), [0u8; 4096]);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let ready = poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], wait);
+            if left.is_zero() || matches!(ready, Ok(0)) {
+                bail!("time-out of {} s running: {}", timeout.as_secs(), self.line);
+            }
+            match pipe.read(&mut buffer) {
+                Ok(0) => return Ok(said),
+                Ok(n) => said.extend_from_slice(&buffer[..n.min(OUTPUT_MAX_BYTES.saturating_sub(said.len()))]),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e).with_context(|| format!("reading the output of {}", self.line)),
+            }
+        }
+    }
+}
+
+impl Drop for Fed {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it has ended, or it must
+        let _ = self.child.wait();
+    }
+}
+
 /// The command as a line that can be pasted into a shell.
 pub fn shown(command: &Command) -> String {
     let quote = |s: &std::ffi::OsStr| {
@@ -146,6 +203,17 @@ mod tests {
     fn a_hanging_command_ends_at_its_time_out() {
         let output = run(Command::new("sleep").arg("60"), b"", Duration::from_millis(50)).unwrap();
         assert!(output.timed_out && !output.status.success());
+    }
+
+    #[test]
+    fn a_fed_command_gets_its_pieces_and_ends_at_its_time_out() {
+        let mut fed = feed(&mut Command::new("cat")).unwrap();
+        fed.push(b"hel");
+        fed.push(b"lo");
+        assert_eq!(fed.finish(Duration::from_secs(9)).unwrap(), b"hello");
+        let mut deaf = feed(Command::new("sh").args(["-c", "exec <&-; sleep 60"])).unwrap();
+        deaf.push(&vec![0; 1 << 20]);
+        assert!(deaf.finish(Duration::from_millis(50)).unwrap_err().to_string().contains("time-out"));
     }
 
     #[test]

@@ -1,0 +1,7 @@
+//! Yum metadata: read as streams of bounded memory, written for repositories that have none.
+
+pub mod filelists;
+pub mod primary;
+pub mod repomd;
+pub mod write;
+pub mod xml;
