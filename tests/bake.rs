@@ -147,3 +147,49 @@ fn what_is_not_locked_is_not_baked() {
         assert!(!place.images().contains("zed/test"), "{what}");
     }
 }
+
+/// The stand-in mirror (made once, kept in the cache) as `--mirror` flags, its key beside the recipes.
+fn standin(place: &Place) -> Vec<String> {
+    let dir = cache().join("standin");
+    succeed(Command::new(root().join("tests/standin/make")).arg(&dir));
+    std::fs::create_dir_all(place.path("recipes/mitaka/keys")).expect("a folder of keys");
+    let mut flags = Vec::new();
+    for (id, path) in [
+        ("base", "centos/7/os/x86_64"),
+        ("mitaka", "centos/7/cloud/x86_64/openstack-mitaka"),
+        ("mariadb", "mariadb/10.1/centos7-amd64"),
+    ] {
+        let key = place.path(&format!("recipes/mitaka/keys/{id}.asc"));
+        std::fs::copy(dir.join("RPM-GPG-KEY-standin"), key).expect("the key");
+        flags.extend(["--mirror".into(), format!("{id}=file://{}", dir.join(path).display())]);
+    }
+    flags
+}
+
+#[test]
+fn a_yum_role_is_locked_and_baked_without_a_network_the_same_twice() {
+    if !full("yum role") {
+        return;
+    }
+    let (here, there) = (Place::new(false), Place::new(false));
+    succeed(&mut here.kiln(&[], &["key", "new", "builder.key"]));
+    std::fs::copy(here.path("builder.key"), there.path("builder.key")).expect("the same builder");
+    let mirrors = standin(&here);
+    let with =
+        |args: &[&'static str]| args.iter().copied().chain(mirrors.iter().map(String::as_str)).collect::<Vec<_>>();
+    let home = std::env::var("HOME").unwrap_or_default();
+    let places = ["/var/lib/dnf", "/var/lib/rpm", "/var/log/dnf.log", &format!("{home}/.rpmdb")].map(PathBuf::from);
+    let host = || places.each_ref().map(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok());
+    let before = host();
+    succeed(&mut here.kiln(&["unshare", "--net"], &with(&["lock", "mitaka/test"])));
+    let one = id(&here.kiln(&["unshare", "--net"], &with(&["build", "mitaka/test"])).output().expect("building"));
+    assert_eq!(host(), before, "the host's dnf and rpm stay as they were");
+
+    // From the cache alone: no mirror, no key; another time, umask and processor count.
+    std::fs::copy(here.path("recipes/mitaka/test.lock"), there.path("recipes/mitaka/test.lock")).expect("the lock");
+    succeed(Command::new("cp").arg("-r").arg(here.path("cache/packages")).arg(there.path("cache")));
+    let other = "umask 077; exec taskset -c 0 faketime '+400 days' \"$@\"";
+    let wrapper = ["unshare", "--net", "sh", "-c", other, "sh"];
+    let two = id(&there.kiln(&wrapper, &["build", "mitaka/test"]).output().expect("building"));
+    assert_eq!(one, two);
+}

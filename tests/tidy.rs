@@ -26,6 +26,8 @@ const STARRED: &[&str] = &[
     "repo/index.rs",
     "repo/fetch.rs",
     "repo/apt.rs",
+    "repo/dnf.rs",
+    "repo/family.rs",
     "repo/preload.rs",
     // The store and the way in and out of it.
     "image/store.rs",

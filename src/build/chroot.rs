@@ -193,24 +193,52 @@ impl Chroot {
         Ok(Mounted(at))
     }
 
+    /// Shows a tree with all that is mounted in it, to be written to, for as long as the answer lives.
+    pub fn bind_tree(&self, from: &Path, at: &str) -> Result<Mounted> {
+        let at = self.root.join(at);
+        made(&at)?;
+        mount(Some(from), &at, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+            .with_context(|| format!("binding {} to {}", from.display(), at.display()))?;
+        Ok(Mounted(at))
+    }
+
+    /// Shows a file of the tree in the place of another, for as long as the answer lives.
+    pub fn cover(&self, with: &str, at: &str) -> Result<Mounted> {
+        let (with, at) = (self.root.join(with), self.root.join(at));
+        mount(Some(&with), &at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("covering {}", at.display()))?;
+        Ok(Mounted(at))
+    }
+
     /// Runs a program of the tree in the tree.
     pub fn run(&self, arguments: &[&str]) -> Result<command::Output> {
-        let mut line = self.bare(true);
+        let mut line = self.inside();
         line.args(arguments);
         command::run_ok(&mut line, b"", INSTALL_TIMEOUT)
+    }
+
+    /// A command line to which a program of the tree is appended.
+    pub fn inside(&self) -> Command {
+        self.bare(Some("/proc"))
+    }
+
+    /// The same, with /proc at another place of the tree: where another root is bound.
+    pub fn inside_for(&self, proc: &str) -> Command {
+        self.bare(Some(proc))
     }
 
     /// A command line to which a program of the host is appended: it runs outside of the tree, but
     /// with the tree's /proc, without network, and everything that it starts dies with it.
     pub fn outside(&self) -> Command {
-        self.bare(false)
+        self.bare(None)
     }
 
-    fn bare(&self, inside: bool) -> Command {
+    /// `proc`: inside, where /proc is mounted; `None`: outside.
+    fn bare(&self, proc: Option<&str>) -> Command {
         let mut line = Command::new("unshare");
         line.args(["--fork", "--kill-child", "--pid", "--net", "--ipc"]);
-        if inside {
-            line.arg("--root").arg(&self.root).arg("--wd=/").arg("--mount-proc");
+        if let Some(proc) = proc {
+            line.arg("--root").arg(&self.root).arg("--wd=/").arg(format!("--mount-proc={proc}"));
         } else {
             line.arg(format!("--mount-proc={}", self.root.join("proc").display()));
         }
@@ -218,7 +246,7 @@ impl Chroot {
         line.env("DEBIAN_FRONTEND", "noninteractive").env("DEBCONF_NONINTERACTIVE_SEEN", "true");
         line.env("SOURCE_DATE_EPOCH", self.epoch.to_string());
         // The distribution's own initramfs is never used: it is not even made.
-        line.env("INITRD", "No");
+        line.env("INITRD", "No").env("SYSTEMD_OFFLINE", "1");
         line
     }
 }

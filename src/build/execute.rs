@@ -12,10 +12,9 @@ use crate::image::manifest::{Config, Descriptor, Manifest};
 use crate::image::role::{ROLE_FILE, RoleFile};
 use crate::image::{sign, store::Store};
 use crate::overlay;
-use crate::recipe::Family;
 use crate::recipe::lock::{LockedPackage, LockedRecipe};
-use crate::repo::sources::{self, Source};
-use crate::repo::{apt, fetch};
+use crate::repo::family::Sources;
+use crate::repo::{self, apt, fetch};
 use crate::sys::files;
 use anyhow::{Context, Result, bail};
 use ed25519_dalek::SigningKey;
@@ -35,7 +34,7 @@ pub struct Build<'a> {
     pub builders: &'a [String],
     pub cache: &'a Path,
     /// Asked for only when packages must be fetched.
-    pub sources: &'a dyn Fn() -> Result<Vec<Source>>,
+    pub sources: &'a dyn Fn() -> Result<Sources>,
     pub report: &'a dyn Report,
 }
 
@@ -60,9 +59,6 @@ impl Build<'_> {
 
     /// Bakes the image and commits it under `tag`. The caller has called [`chroot::isolate`].
     pub fn run(&self, store: &Store, key: &SigningKey, tag: &str) -> Result<ImageId> {
-        if self.locked.recipe.distribution.family == Family::Yum {
-            bail!("recipe {}: yum recipes cannot be baked yet", self.locked.recipe.role);
-        }
         lint::check_static(self.node).map_err(|why| anyhow::anyhow!("the kiln-node binary {why}"))?;
         let tool = squash::tool_version()?;
         let stages = plan::stages(self.locked, &tool);
@@ -80,7 +76,7 @@ impl Build<'_> {
             layers.push(Layer { name: stage.name.clone(), ..layer });
         }
         let (mounts, tree) = mount_all(&layers, &work, "tree")?;
-        let (kernel_release, kernel_file) = family::apt::kernel(tree.path())?;
+        let (kernel_release, kernel_file) = family::kernel(tree.path())?;
         let key_text = plan::initramfs_key(self.locked, &stages, &self.inputs(&tool));
         let made = self.initramfs(&key_text, tree.path(), &kernel_release)?;
 
@@ -135,7 +131,7 @@ impl Build<'_> {
             memory_min_mib,
             unpacked_bytes: index.values().map(|n| if let Kind::File(size) = n.kind { size } else { 0 }).sum(),
             packages: package_list(self.locked),
-            pinned_repositories: apt::pinned(&self.locked.recipe),
+            pinned_repositories: repo::family::pinned(&self.locked.recipe),
             warnings,
         };
         self.part("commit", || commit(store, &config, &kernel_file, &made.file, &layers, key, tag))
@@ -174,9 +170,7 @@ impl Build<'_> {
         }
         let bytes: u64 = missing.iter().map(|p| p.size).sum();
         self.report.event("fetch", State::Progress, &format!("{} packages, {} MiB", missing.len(), bytes >> 20));
-        let sources = (self.sources)()?;
-        let apt = apt::open(self.cache, &sources)?;
-        fetch::fetch(&missing, &sources::bases(&sources), self.cache, &apt)
+        (self.sources)()?.fetch(&missing, self.cache)
     }
 
     /// Installs and packs the last of `stages` over the layers of those before it.
@@ -196,7 +190,8 @@ impl Build<'_> {
             let root = chroot::mount_writable(&lowers, &upper, &scratch, &scratch.join("root"))?;
             let earlier: Vec<&LockedPackage> = earlier.iter().flat_map(|s| &s.packages).collect();
             let packages: Vec<&LockedPackage> = stage.packages.iter().collect();
-            let install = family::apt::Stage {
+            let install = family::Stage {
+                family: self.locked.recipe.distribution.family,
                 cache: self.cache,
                 scratch: &scratch,
                 earlier: &earlier,
@@ -205,7 +200,7 @@ impl Build<'_> {
                 epoch,
             };
             let say = |what: &str| self.report.event(&stage.name, State::Progress, what);
-            family::apt::install(root.path(), &install, &say)?;
+            family::install(root.path(), &install, &say)?;
         }
         self.report.event(&stage.name, State::Progress, "packing");
         // A second of slack: the kernel's file times come from a coarser clock.
@@ -258,6 +253,7 @@ impl Build<'_> {
             packages: &package_list(self.locked),
             kernel,
             users: Some(&self.locked.recipe.users),
+            selinux: self.locked.recipe.selinux.as_deref(),
             kiln_node: self.node,
         });
         let mut warnings: Vec<String> = firmware.iter().map(|w| format!("firmware: {w}")).collect();
@@ -291,6 +287,7 @@ pub fn lint_image(store: &Store, id: &ImageId, cache: &Path) -> Result<Vec<Findi
         packages: &config.packages,
         kernel: &config.kernel,
         users: None,
+        selinux: None,
         kiln_node: &read(whole.path(), role::NODE_FILE).unwrap_or_default(),
     });
     // Said at bake time; their text begins with the check's name already.

@@ -1,7 +1,7 @@
 //! Named checks over a built tree before it gets an id. Pure: an index, a way to read small files,
 //! and what the tree should be.
 
-use super::role::{NODE_FILE, UNIT_LINK};
+use super::role::{NODE_FILE, SELINUX_FILE, UNIT_LINK};
 use super::tree::{Kind, Tree};
 use super::users;
 use crate::image::role::{RoleFile, SYSTEMS_DIR};
@@ -39,6 +39,8 @@ pub struct Subject<'a> {
     pub kernel: &'a str,
     /// Pinned users; an image in the store does not say them.
     pub users: Option<&'a BTreeMap<String, u32>>,
+    /// The recipe's mode; an image in the store does not say it.
+    pub selinux: Option<&'a str>,
     /// The bytes of kiln-node in the tree.
     pub kiln_node: &'a [u8],
 }
@@ -60,6 +62,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("scripts", scripts),
     ("templates", templates),
     ("packages", package_list),
+    ("selinux", selinux),
     ("users", pinned_users),
     ("state", state_owners),
     ("kiln-node", kiln_node),
@@ -160,9 +163,9 @@ fn passwords(subject: &Subject, found: &mut dyn FnMut(String)) {
     }
 }
 
-/// Programs that may run with another's rights: those of Debian's packages.
+/// Programs that may run with another's rights: those of Debian's and CentOS's packages.
 fn setuid(subject: &Subject, found: &mut dyn FnMut(String)) {
-    const KNOWN: [&str; 29] = [
+    const KNOWN: [&str; 36] = [
         "auth_pam_tool",
         "chage",
         "chfn",
@@ -175,13 +178,18 @@ fn setuid(subject: &Subject, found: &mut dyn FnMut(String)) {
         "gpasswd",
         "mount",
         "mount.cifs",
+        "lockdev",
         "mount.nfs",
+        "netreport",
         "newgrp",
         "ntfs-3g",
+        "pam_timestamp_check",
         "passwd",
         "ping",
         "pkexec",
         "polkit-agent-helper-1",
+        "postdrop",
+        "postqueue",
         "qemu-bridge-helper",
         "ssh-agent",
         "ssh-keysign",
@@ -189,8 +197,10 @@ fn setuid(subject: &Subject, found: &mut dyn FnMut(String)) {
         "sudo",
         "umount",
         "unix_chkpwd",
+        "usernetctl",
         "utempter",
         "wall",
+        "write",
         "write.ul",
     ];
     for (path, node) in subject.tree.index.iter().filter(|(_, n)| matches!(n.kind, Kind::File(_))) {
@@ -356,8 +366,12 @@ pub fn sample_view(role: &RoleFile) -> View {
     }
 }
 
-/// What dpkg says is installed is what the image says it is made of.
+/// What dpkg says is installed is what the image says it is made of. An rpm database only rpm can
+/// read: its content was held against the lock by the image's own at the bake, its files are here.
 fn package_list(subject: &Subject, found: &mut dyn FnMut(String)) {
+    if is_rpm(&subject.tree) {
+        return rpm_database(subject, found);
+    }
     let Some(status) = subject.tree.text("var/lib/dpkg/status") else {
         return found("/var/lib/dpkg/status cannot be read".into());
     };
@@ -368,6 +382,45 @@ fn package_list(subject: &Subject, found: &mut dyn FnMut(String)) {
         let which =
             if installed.contains(package) { "is installed and not locked" } else { "is locked and not installed" };
         found(format!("package {package} {which}"));
+    }
+}
+
+fn is_rpm(tree: &Tree) -> bool {
+    tree.index.contains_key(RPM_DATABASE) && !tree.index.contains_key("var/lib/dpkg/status")
+}
+
+const RPM_DATABASE: &str = "var/lib/rpm";
+
+fn rpm_database(subject: &Subject, found: &mut dyn FnMut(String)) {
+    let there =
+        |name: &str| subject.tree.index.get(&format!("{RPM_DATABASE}/{name}")).is_some_and(|n| size(&n.kind) > 0);
+    match (there("Packages"), there("rpmdb.sqlite")) {
+        (false, false) => found(format!("/{RPM_DATABASE} holds no database: yum would see an empty system")),
+        // An rpm that knows only the one would rebuild from it and lose the other.
+        (true, true) => found(format!("/{RPM_DATABASE} holds two databases, Packages and rpmdb.sqlite")),
+        _ => {}
+    }
+    for (path, _) in subject.tree.below(RPM_DATABASE) {
+        if ["/__db.", "-wal", "-shm", "-journal"].iter().any(|piece| path.contains(piece)) {
+            found(format!("/{path} is of a process that is gone"));
+        }
+    }
+}
+
+/// A distribution with SELinux says its mode, and the one of the recipe. No layer has labels.
+fn selinux(subject: &Subject, found: &mut dyn FnMut(String)) {
+    if !is_rpm(&subject.tree) {
+        return;
+    }
+    let text = subject.tree.text(SELINUX_FILE).unwrap_or_default();
+    let said = text.lines().filter_map(|l| l.trim().strip_prefix("SELINUX=")).next_back().map(str::trim);
+    match (said, subject.selinux) {
+        (None, _) => found(format!("/{SELINUX_FILE} does not say SELINUX=")),
+        (Some("enforcing"), _) => found(format!("/{SELINUX_FILE} says enforcing, and layers carry no labels")),
+        (Some(said), Some(wanted)) if said != wanted => {
+            found(format!("/{SELINUX_FILE} says {said}, the recipe {wanted}"));
+        }
+        _ => {}
     }
 }
 
@@ -505,6 +558,16 @@ mod tests {
             self.content.insert(path.into(), text.into());
         }
 
+        /// The same with an rpm database instead of dpkg's.
+        fn turn_rpm(&mut self, database: &str) {
+            self.index.remove("var/lib/dpkg/status");
+            for folder in [RPM_DATABASE, "etc/selinux"] {
+                self.index.insert(folder.into(), node(Kind::Dir));
+            }
+            self.put(database, "x", 0o644);
+            self.put(SELINUX_FILE, "# SELINUX= can be\nSELINUX=permissive\n", 0o644);
+        }
+
         fn lint(&self) -> Vec<String> {
             let read = |path: &str| self.content.get(path).cloned();
             let subject = Subject {
@@ -513,6 +576,7 @@ mod tests {
                 packages: &self.packages,
                 kernel: KERNEL,
                 users: Some(&self.users),
+                selinux: Some("permissive"),
                 kiln_node: &self.kiln_node,
             };
             lint(&subject).iter().map(Finding::to_string).collect()
@@ -522,6 +586,9 @@ mod tests {
     #[test]
     fn a_good_tree_has_no_findings() {
         assert_eq!(good().lint(), Vec::<String>::new());
+        let mut rpm = good();
+        rpm.turn_rpm("var/lib/rpm/Packages");
+        assert_eq!(rpm.lint(), Vec::<String>::new());
     }
 
     /// A name, what is broken, a piece of the one finding.
@@ -563,6 +630,28 @@ mod tests {
             ("templates", |g| g.put("etc/web.conf.j2", "{{ secrets.galera.sst }}", 0o644), "/etc/web.conf.j2"),
             ("packages", |g| g.packages.push("vim 9 amd64".into()), "vim 9 amd64 is locked and not installed"),
             ("packages", |g| g.packages.clear(), "bash 5 amd64 is installed and not locked"),
+            ("packages", |g| g.turn_rpm("var/lib/rpm/x"), "holds no database"),
+            (
+                "packages",
+                |g| (g.turn_rpm("var/lib/rpm/Packages"), g.put("var/lib/rpm/rpmdb.sqlite", "x", 0o644)).1,
+                "two databases",
+            ),
+            (
+                "packages",
+                |g| (g.turn_rpm("var/lib/rpm/Packages"), g.put("var/lib/rpm/__db.001", "x", 0o644)).1,
+                "__db.001",
+            ),
+            ("selinux", |g| (g.turn_rpm("var/lib/rpm/Packages"), g.put(SELINUX_FILE, "x", 0o644)).1, "does not say"),
+            (
+                "selinux",
+                |g| (g.turn_rpm("var/lib/rpm/Packages"), g.put(SELINUX_FILE, "SELINUX=enforcing\n", 0o644)).1,
+                "no labels",
+            ),
+            (
+                "selinux",
+                |g| (g.turn_rpm("var/lib/rpm/Packages"), g.put(SELINUX_FILE, "SELINUX=disabled\n", 0o644)).1,
+                "the recipe permissive",
+            ),
             ("users", |g| g.users.extend([("root".to_string(), 7)]), "user root is 0, pinned is 7"),
             ("state", |g| g.index.get_mut("var/lib/web").unwrap().uid = 998, "belongs to user 998"),
             ("kiln-node", |g| g.kiln_node.truncate(3), "is no 64-bit Linux program"),

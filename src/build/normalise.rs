@@ -47,6 +47,11 @@ const DROPPED: &[&str] = &[
     "var/lib/dpkg/lock-frontend",
     "var/lib/dpkg/triggers/Lock",
     "var/lib/dpkg/available",
+    "var/lib/rpm/.rpm.lock",
+    "var/lib/rpm/.dbenv.lock",
+    "var/lib/rpm/rpmdb.sqlite-shm",
+    "var/lib/rpm/rpmdb.sqlite-wal",
+    "var/lib/yum/uuid",
 ];
 
 /// Folders whose content never enters a layer.
@@ -59,6 +64,12 @@ const EMPTIED: &[&str] = &[
     "var/tmp",
     "var/lib/apt/lists",
     "var/cache/apt",
+    "var/cache/yum",
+    "var/cache/dnf",
+    "var/lib/yum/history",
+    "var/lib/yum/yumdb",
+    "var/lib/dnf",
+    "var/lib/rpm-state",
     "var/cache/man",
     "var/cache/fontconfig",
     "var/lib/mysql",
@@ -75,7 +86,13 @@ pub fn fate(path: &str) -> Fate {
     if path == "var/log" || path.starts_with("var/log/") {
         return Fate::Folders;
     }
-    if DROPPED.contains(&path) || is_backup(path) || is_host_key(path) || is_enablement(path) || is_initrd(path) {
+    if DROPPED.contains(&path)
+        || is_backup(path)
+        || is_host_key(path)
+        || is_enablement(path)
+        || is_initrd(path)
+        || is_region(path)
+    {
         return Fate::Drop;
     }
     Fate::Keep
@@ -114,7 +131,13 @@ fn is_enablement(path: &str) -> bool {
 
 /// The distribution's own initramfs and the links to it: kiln boots with its own.
 fn is_initrd(path: &str) -> bool {
-    path.starts_with("boot/initrd.img") || matches!(path, "initrd.img" | "initrd.img.old" | "vmlinuz.old")
+    const BEGINNINGS: [&str; 3] = ["boot/initrd.img", "boot/initramfs-", "boot/vmlinuz-0-rescue-"];
+    BEGINNINGS.iter().any(|b| path.starts_with(b)) || matches!(path, "initrd.img" | "initrd.img.old" | "vmlinuz.old")
+}
+
+/// Berkeley DB's shared memory: of processes that are gone.
+fn is_region(path: &str) -> bool {
+    path.strip_prefix("var/lib/rpm/").is_some_and(|name| name.starts_with("__db."))
 }
 
 /// The time that a file of a stage carries: its package's own, or the epoch for what was made
@@ -160,6 +183,11 @@ mod tests {
             ("etc/rcS.d/S01x", Fate::Drop),
             ("boot/initrd.img-6.1.0-37-amd64", Fate::Drop),
             ("boot/vmlinuz-6.1.0-37-amd64", Fate::Keep),
+            ("boot/initramfs-3.10.0-1160.el7.x86_64.img", Fate::Drop),
+            ("var/lib/rpm/Packages", Fate::Keep),
+            ("var/lib/rpm/__db.001", Fate::Drop),
+            ("var/lib/rpm/rpmdb.sqlite-wal", Fate::Drop),
+            ("var/lib/yum/history", Fate::Empty),
             ("usr/lib/systemd/system/multi-user.target.wants/getty.target", Fate::Keep),
         ] {
             assert_eq!(fate(path), want, "{path}");

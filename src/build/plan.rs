@@ -7,7 +7,7 @@ use crate::recipe::{Compression, CompressionKind};
 use std::fmt;
 
 /// Raised whenever the way from packages to a layer's bytes changes.
-pub const STAGE_FORMAT: u32 = 2;
+pub const STAGE_FORMAT: u32 = 3;
 /// Raised whenever the way from a tree to an initramfs's bytes changes.
 pub const INITRAMFS_FORMAT: u32 = 1;
 
@@ -42,6 +42,44 @@ pub enum Step {
     Role { overlays: Vec<String> },
     Lint,
     Commit { name: String },
+}
+
+/// Rules between a recipe and what was locked for it that would be broken: each by its name, with
+/// the next step. An image that breaks one could be made, and would not boot.
+pub fn broken_rules(locked: &LockedRecipe) -> Vec<String> {
+    let mut broken = Vec::new();
+    let recipe = &locked.recipe;
+    if recipe.selinux.as_deref() == Some("enforcing") {
+        broken.push(
+            "selinux: layers carry no labels, so nothing would be allowed: say \"permissive\" or \"disabled\"".into(),
+        );
+    }
+    let Some((package, version)) = locked.lock.packages.iter().find_map(|p| Some((p, kernel_version(p)?))) else {
+        return broken;
+    };
+    let kernel = format!("{} {}", package.name, package.version);
+    // zstd in squashfs came with Linux 4.14.
+    if recipe.compression.kind == CompressionKind::Zstd && version < [4, 14, 0, 0] {
+        broken.push(format!("compressor: {kernel} cannot read zstd; say gzip or xz in [image] compression"));
+    }
+    // Several lower layers came with Linux 4.0, and with 3.10.0-514 of CentOS 7.
+    let is_el7 = version[..3] == [3, 10, 0];
+    if version < [4, 0, 0, 0] && !(is_el7 && version[3] >= 514) {
+        broken.push(format!("layers: {kernel} cannot mount several layers; lock 3.10.0-514 or later"));
+    }
+    broken
+}
+
+/// Version and build of a package that is a kernel: `0:3.10.0-1160.el7` is 3, 10, 0, 1160.
+fn kernel_version(package: &LockedPackage) -> Option<[u64; 4]> {
+    let debian =
+        package.name.strip_prefix("linux-image-").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    if package.name != "kernel" && !debian {
+        return None;
+    }
+    let version = package.version.split_once(':').map_or(package.version.as_str(), |(_, rest)| rest);
+    let mut numbers = version.split(['.', '-', '+', '~']).map(|part| part.parse().unwrap_or(0));
+    Some(std::array::from_fn(|_| numbers.next().unwrap_or(0)))
 }
 
 /// The stages of a locked recipe that install anything, lowest first.
@@ -212,6 +250,29 @@ mod tests {
         same.recipe.overlays.push("more".into());
         same.recipe.role = "other".into();
         assert_eq!(keys(&same), first);
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_read_or_mount_is_refused_by_name() {
+        for (name, version, kind, want) in [
+            ("kernel", "0:3.10.0-1160.el7", CompressionKind::Zstd, "compressor: kernel 0:3.10.0-1160.el7"),
+            ("kernel", "0:3.10.0-1160.el7", CompressionKind::Gzip, ""),
+            ("kernel", "0:3.10.0-327.el7", CompressionKind::Xz, "layers: "),
+            ("kernel", "0:4.18.0-80.el8", CompressionKind::Zstd, ""),
+            ("linux-image-6.1.0-37-amd64", "6.1.140-1", CompressionKind::Zstd, ""),
+            ("linux-image-3.16.0-4-amd64", "3.16.7-1", CompressionKind::Gzip, "layers: "),
+            ("linux-image-amd64", "3.16+63", CompressionKind::Zstd, ""), // no kernel, but what needs one
+        ] {
+            let mut locked = locked(3, 1000, "1");
+            locked.recipe.compression.kind = kind;
+            locked.lock.packages[0].name = name.into();
+            locked.lock.packages[0].version = version.into();
+            let broken = broken_rules(&locked).join("; ");
+            assert!(broken.starts_with(want) && (want.is_empty() == broken.is_empty()), "{name} {version}: {broken:?}");
+        }
+        let mut enforcing = locked(3, 1000, "1");
+        enforcing.recipe.selinux = Some("enforcing".into());
+        assert!(broken_rules(&enforcing)[0].starts_with("selinux: "));
     }
 
     #[test]

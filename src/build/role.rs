@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 pub const NODE_FILE: &str = "usr/lib/kiln/kiln-node";
 /// Its unit, enabled by the build.
 pub const UNIT_FILE: &str = "usr/lib/systemd/system/kiln-node.service";
+/// Where a distribution with SELinux says its mode.
+pub const SELINUX_FILE: &str = "etc/selinux/config";
 /// What enables it.
 pub const UNIT_LINK: &str = "etc/systemd/system/multi-user.target.wants/kiln-node.service";
 
@@ -106,9 +108,19 @@ pub fn items(parts: &Parts) -> Result<Vec<Item>, Vec<String>> {
     layer.add(UNIT_FILE, 0o644, (0, 0), Body::Bytes(UNIT.as_bytes().to_vec()));
     layer.add(ORDER_FILE, 0o644, (0, 0), Body::Bytes(order(parts.recipe).into_bytes()));
     layer.add(UNIT_LINK, 0o777, (0, 0), Body::Symlink(format!("/{UNIT_FILE}")));
-    // Empty: systemd makes no first boot of it; the node's own id is bound over it.
+    if let Some(mode) = parts.recipe.selinux.as_ref().filter(|_| !parts.overlays.entries.contains_key(SELINUX_FILE)) {
+        let text = selinux_config(&parts.below.text(SELINUX_FILE).unwrap_or_default(), mode);
+        layer.add(SELINUX_FILE, 0o644, (0, 0), Body::Bytes(text.into_bytes()));
+    }
+    // Empty: systemd makes no first boot of it (219 knows no other word); the node's own id is bound over it.
     layer.add("etc/machine-id", 0o444, (0, 0), Body::Bytes(Vec::new()));
     if layer.problems.is_empty() { Ok(layer.items.into_values().collect()) } else { Err(layer.problems) }
+}
+
+/// The distribution's configuration with the recipe's mode.
+fn selinux_config(text: &str, mode: &str) -> String {
+    let others = text.lines().filter(|l| !l.trim_start().starts_with("SELINUX="));
+    others.map(|l| format!("{l}\n")).chain([format!("SELINUX={mode}\n")]).collect()
 }
 
 struct Accounts {

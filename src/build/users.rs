@@ -1,6 +1,7 @@
 //! Users with pinned numbers: written into a tree before packages that would create them with the
-//! next free one. Home, shell and group are those that Debian's maintainer scripts give them.
+//! next free one. Home, shell and group are those that the distribution's own scripts give them.
 
+use crate::recipe::Family;
 use std::collections::BTreeMap;
 
 /// The four files of accounts, as text.
@@ -24,8 +25,30 @@ enum Kind {
 
 const NOLOGIN: &str = "/usr/sbin/nologin";
 
+fn kind(name: &str, family: Family) -> Kind {
+    match family {
+        Family::Apt => debian(name),
+        Family::Yum => el7(name),
+    }
+}
+
+/// What CentOS 7's and RDO's packages agree on (their %pre scriptlets).
+fn el7(name: &str) -> Kind {
+    const NOLOGIN: &str = "/sbin/nologin";
+    match name {
+        "mysql" => Kind::User("/var/lib/mysql", NOLOGIN),
+        "rabbitmq" => Kind::User("/var/lib/rabbitmq", NOLOGIN),
+        "memcached" => Kind::User("/run/memcached", NOLOGIN),
+        "chrony" => Kind::User("/var/lib/chrony", NOLOGIN),
+        "epmd" => Kind::User("/dev/null", NOLOGIN),
+        // hacluster's group is haclient, of the same number.
+        "haproxy" | "hacluster" | "sshd" | "dbus" => Kind::Reserved,
+        _ => Kind::User("/", NOLOGIN),
+    }
+}
+
 /// What Debian's packages agree on (their postinst scripts, Debian 12).
-fn kind(name: &str) -> Kind {
+fn debian(name: &str) -> Kind {
     match name {
         "mysql" | "memcache" => Kind::User("/nonexistent", "/bin/false"),
         "rabbitmq" => Kind::User("/var/lib/rabbitmq", NOLOGIN),
@@ -40,13 +63,13 @@ fn kind(name: &str) -> Kind {
 }
 
 /// Adds the users and groups that are not there yet. A name that is there with another number is an error.
-pub fn add(accounts: &mut Accounts, users: &BTreeMap<String, u32>, epoch: u64) -> Result<(), String> {
+pub fn add(accounts: &mut Accounts, users: &BTreeMap<String, u32>, epoch: u64, family: Family) -> Result<(), String> {
     let day = epoch / 86400;
     // Where there is no shadow yet the password itself stands in passwd, and `x` would become one.
     let mark = |shadow: &str| if shadow.is_empty() { "*" } else { "x" };
     let (user_mark, group_mark) = (mark(&accounts.shadow), mark(&accounts.gshadow));
     for (name, id) in users {
-        let kind = kind(name);
+        let kind = kind(name, family);
         if matches!(kind, Kind::Reserved) {
             continue;
         }
@@ -57,7 +80,7 @@ pub fn add(accounts: &mut Accounts, users: &BTreeMap<String, u32>, epoch: u64) -
         }
     }
     for (name, id) in users {
-        let (group, home, shell) = match kind(name) {
+        let (group, home, shell) = match kind(name, family) {
             Kind::User(home, shell) => (name.as_str(), home, shell),
             Kind::UserIn(group, home, shell) => (group, home, shell),
             Kind::Group | Kind::Reserved => continue,
@@ -141,20 +164,29 @@ mod tests {
         let mut accounts = debian();
         let users =
             pins(&[("hacluster", 405), ("haclient", 406), ("mysql", 401), ("sshd", 408), ("libvirt-qemu", 64055)]);
-        add(&mut accounts, &users, 86400 * 20000).unwrap();
+        add(&mut accounts, &users, 86400 * 20000, Family::Apt).unwrap();
         assert!(accounts.passwd.contains("hacluster:x:405:406::/var/lib/pacemaker:/usr/sbin/nologin\n"));
         assert!(accounts.passwd.contains("sshd:x:408:65534::/run/sshd:/usr/sbin/nologin\n"));
         assert!(accounts.group.contains("mysql:x:401:\n") && accounts.shadow.contains("mysql:!:20000::::::\n"));
         assert!(!accounts.passwd.contains("haclient:") && !accounts.passwd.contains("libvirt"));
         let once = accounts.clone();
-        add(&mut accounts, &users, 0).unwrap();
+        add(&mut accounts, &users, 0, Family::Apt).unwrap();
         assert_eq!(accounts, once);
     }
 
     #[test]
+    fn each_family_has_its_own_homes_and_reserved_numbers() {
+        let (mut el7, users) = (debian(), pins(&[("mysql", 27), ("hacluster", 189)]));
+        add(&mut el7, &users, 0, Family::Yum).unwrap();
+        assert!(el7.passwd.contains("mysql:x:27:27::/var/lib/mysql:/sbin/nologin\n"), "{}", el7.passwd);
+        assert!(!el7.passwd.contains("hacluster") && !el7.group.contains("hacluster"));
+    }
+
+    #[test]
     fn numbers_that_are_taken_are_errors() {
-        assert!(add(&mut debian(), &pins(&[("mysql", 0)]), 0).unwrap_err().contains("which \"root\" has"));
-        assert!(add(&mut debian(), &pins(&[("root", 7)]), 0).unwrap_err().contains("exists as 0"));
+        let add = |users: &[(&str, u32)]| add(&mut debian(), &pins(users), 0, Family::Apt).unwrap_err();
+        assert!(add(&[("mysql", 0)]).contains("which \"root\" has"));
+        assert!(add(&[("root", 7)]).contains("exists as 0"));
         let broken = broken_pins("mysql:x:107:1:::\n", "mysql:x:401:\n", &pins(&[("mysql", 401)]));
         assert_eq!(broken, ["user mysql is 107, pinned is 401"]);
     }

@@ -4,11 +4,11 @@ use super::exit::{self, Exit};
 use super::{places, recipes};
 use crate::build::execute::Build;
 use crate::build::report::{Report, State};
-use crate::build::{chroot, lint};
+use crate::build::{chroot, lint, plan};
 use crate::image::store::Store;
 use crate::image::{key, sign};
 use crate::overlay;
-use crate::repo::apt;
+use crate::repo::family::Sources;
 use crate::sys::{clock, files};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -64,6 +64,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn one(arguments: &Arguments, named: &recipes::Chosen, node: &[u8]) -> Result<()> {
     let locked = named.locked()?;
     let recipe = &locked.recipe;
+    let broken = plan::broken_rules(&locked);
+    if !broken.is_empty() {
+        let message = format!("recipe {}/{} cannot be baked:\n{}", recipe.release, recipe.role, broken.join("\n"));
+        return Err(exit::error(Exit::Usage, message));
+    }
     let overlays = overlay::load::load(&named.overlays, &recipe.release, &recipe.overlays)?;
     let mirrors = recipes::mirrors(&arguments.mirror, recipe)?;
     let key_file = places::builder_key(arguments.key.clone());
@@ -88,7 +93,9 @@ fn one(arguments: &Arguments, named: &recipes::Chosen, node: &[u8]) -> Result<()
         node,
         builders: &builders,
         cache: &places::cache(),
-        sources: &|| apt::sources_of(recipe, &mirrors).map_err(|e| exit::error(Exit::Usage, format!("{e:#}"))),
+        sources: &|| {
+            Sources::of(recipe, &mirrors, &|key| named.key(key)).map_err(|e| exit::error(Exit::Usage, format!("{e:#}")))
+        },
         report: &show,
     };
     if arguments.plan {

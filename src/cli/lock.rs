@@ -2,9 +2,9 @@
 
 use super::exit::{self, Exit};
 use super::{places, recipes};
-use crate::recipe::Family;
 use crate::recipe::lock::{Lock, LockedRecipe};
-use crate::repo::{apt, changes};
+use crate::repo::changes;
+use crate::repo::family::{self, Sources};
 use crate::sys::files;
 use anyhow::{Context, Result};
 
@@ -50,15 +50,14 @@ fn one(arguments: &Arguments, named: &recipes::Chosen) -> Result<()> {
         let lock = old.as_ref().ok_or_else(|| exit::error(Exit::Check, format!("{shown}: there is no lock")))?;
         answers(lock).map_err(|problems| exit::error(Exit::Check, problems))?;
     }
-    if recipe.distribution.family == Family::Yum {
-        return Err(exit::error(Exit::Usage, format!("recipe {}: yum recipes cannot be locked yet", recipe.role)));
-    }
-    let sources = apt::sources_of(&recipe, &recipes::mirrors(&arguments.mirror, &recipe)?)
+    let mirrors = recipes::mirrors(&arguments.mirror, &recipe)?;
+    let sources = Sources::of(&recipe, &mirrors, &|key| named.key(key))
         .map_err(|error| exit::error(Exit::Usage, format!("{error:#}")))?;
     let say = |what: &str| eprintln!("{}/{}: {what}", recipe.release, recipe.role);
-    let new = apt::resolve(&recipe, &sources, &places::cache(), &say)
+    let new = sources
+        .resolve(&recipe, &places::cache(), &say)
         .with_context(|| format!("locking {}/{}", recipe.release, recipe.role))?;
-    let differences = old.as_ref().map(|old| changes::changes(old, &new));
+    let differences = old.as_ref().map(|old| changes::changes(old, &new, &family::pinned(&recipe)));
     for line in differences.iter().flatten() {
         println!("{line}");
     }

@@ -141,6 +141,14 @@ fn beside(recipes: &Path) -> PathBuf {
 }
 
 impl Chosen {
+    /// The file of a recipe's `gpgkey`: below the folder of its release.
+    pub fn key(&self, file: &str) -> Result<PathBuf> {
+        let below = format!("{}/{file}", self.release);
+        self.folder
+            .find(&below)
+            .with_context(|| format!("no file {}: put the distribution's public key there", self.folder.shown(&below)))
+    }
+
     /// The recipe, with every problem of its files.
     pub fn recipe(&self) -> Result<Recipe> {
         Ok(file::parse(&self.folder, &self.release, &self.role)?)

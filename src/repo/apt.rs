@@ -5,8 +5,8 @@
 use super::packages::{self, Package};
 use super::sources::{self, HostEntry, Source};
 use super::verify;
+use crate::recipe::Recipe;
 use crate::recipe::lock::{self, Lock, LockedPackage, LockedRepository};
-use crate::recipe::{Recipe, Trust};
 use crate::sys::{command, files};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
@@ -371,9 +371,4 @@ pub fn flat(dir: &Path, index: &str) -> Result<Apt> {
     let mut line = apt.command("apt-get", &[("Acquire::AllowInsecureRepositories", "true")]);
     command::run_ok(line.arg("update"), b"", SOLVE_TIMEOUT).context("reading a package index")?;
     Ok(apt)
-}
-
-/// Ids of repositories that only a digest vouches for.
-pub fn pinned(recipe: &Recipe) -> Vec<String> {
-    recipe.repositories.iter().filter(|r| r.trust == Trust::Pinned).map(|r| r.id.clone()).collect()
 }

@@ -3,8 +3,9 @@
 use crate::recipe::lock::{Lock, LockedPackage};
 
 /// What is different between two locks, one line each: `+ name version`, `- name version`,
-/// `name old -> new`. Empty: the same packages in the same stages.
-pub fn changes(old: &Lock, new: &Lock) -> Vec<String> {
+/// `name old -> new`. Empty: the same packages in the same stages, from the same metadata where
+/// only its digest vouches for it (`pinned`: those repositories' ids).
+pub fn changes(old: &Lock, new: &Lock, pinned: &[String]) -> Vec<String> {
     let key = |p: &LockedPackage| (p.name.clone(), p.arch.clone());
     let mut lines = Vec::new();
     for p in &old.packages {
@@ -20,12 +21,23 @@ pub fn changes(old: &Lock, new: &Lock) -> Vec<String> {
         lines.push(format!("+ {} {}", p.name, p.version));
     }
     lines.sort_by(|a, b| a.trim_start_matches(['+', '-', ' ']).cmp(b.trim_start_matches(['+', '-', ' '])));
+    let metadata =
+        |lock: &Lock, id: &String| lock.repositories.iter().find(|r| r.id == *id).map(|r| r.metadata.clone());
+    for id in pinned {
+        match (metadata(old, id), metadata(new, id)) {
+            (Some(before), Some(after)) if before != after => {
+                lines.push(format!("repository {id}: metadata {} -> {}", before.join(" "), after.join(" ")));
+            }
+            _ => {}
+        }
+    }
     lines
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::lock::LockedRepository;
 
     fn lock(packages: &[(&str, &str, &str)]) -> Lock {
         let package = |(name, version, stage): &(&str, &str, &str)| LockedPackage {
@@ -53,7 +65,20 @@ mod tests {
     fn changes_are_told_by_package() {
         let old = lock(&[("a", "1", "base"), ("b", "1", "base"), ("c", "1", "base"), ("e", "1", "base")]);
         let new = lock(&[("a", "1", "base"), ("b", "2", "base"), ("d", "1", "base"), ("e", "1", "infra")]);
-        assert_eq!(changes(&old, &new), ["b 1 -> 2", "- c 1", "+ d 1", "e: stage base -> infra"]);
-        assert!(changes(&old, &old).is_empty());
+        assert_eq!(changes(&old, &new, &[]), ["b 1 -> 2", "- c 1", "+ d 1", "e: stage base -> infra"]);
+        assert!(changes(&old, &old, &[]).is_empty());
+    }
+
+    #[test]
+    fn other_metadata_is_a_change_where_nothing_else_vouches() {
+        let with = |digest: &str| {
+            let mut lock = lock(&[("a", "1", "base")]);
+            lock.repositories = vec![LockedRepository { id: "own".into(), metadata: vec![digest.into()] }];
+            lock
+        };
+        let pinned = ["own".to_string()];
+        assert_eq!(changes(&with("12"), &with("34"), &pinned), ["repository own: metadata 12 -> 34"]);
+        assert!(changes(&with("12"), &with("12"), &pinned).is_empty());
+        assert!(changes(&with("12"), &with("34"), &[]).is_empty());
     }
 }

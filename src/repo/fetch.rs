@@ -1,7 +1,6 @@
-//! The package cache: `<cache>/packages/sha256/<hex>`, filled through apt's own download methods.
+//! The package cache: `<cache>/packages/sha256/<hex>`, filled by whatever way a family downloads.
 //! Nothing enters it without having the digest that the lock states.
 
-use super::apt::Apt;
 use crate::recipe::lock::LockedPackage;
 use crate::recipe::lock::hex;
 use crate::sys::files;
@@ -10,7 +9,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Arguments of one apt-helper call stay well below the kernel's limit.
+/// Arguments of one apt-helper call stay well below the kernel's limit; after as many yum packages
+/// what came is safe.
 const BATCH_MAX_PACKAGES: usize = 400;
 
 /// Where a package with this digest lies in the cache.
@@ -35,13 +35,29 @@ pub fn scrub(packages: &[&LockedPackage], cache: &Path) -> Result<()> {
     parallel(packages, |p| check(p))
 }
 
+/// A package that is to be downloaded to a file.
+pub struct Wanted<'a> {
+    /// Where its repository lies.
+    pub base: &'a str,
+    pub package: &'a LockedPackage,
+    pub to: PathBuf,
+}
+
+impl Wanted<'_> {
+    pub fn uri(&self) -> String {
+        format!("{}/{}", self.base, self.package.path)
+    }
+}
+
+/// Downloads what it can and says why it refuses some; a file that cannot be had is simply absent.
+pub type Download<'a> = dyn Fn(&[Wanted]) -> Result<Vec<String>> + 'a;
+
 /// Fetches what is missing: from each of the repository's places in turn, one batch a place.
-/// `apt` is only asked for when something is missing.
 pub fn fetch(
     packages: &[&LockedPackage],
     bases: &BTreeMap<String, Vec<String>>,
     cache: &Path,
-    apt: &Apt,
+    download: &Download,
 ) -> Result<()> {
     let target = cache.join("packages/sha256");
     fs::create_dir_all(&target).with_context(|| format!("creating {}", target.display()))?;
@@ -51,16 +67,14 @@ pub fn fetch(
     for round in 0..rounds {
         let wanted = missing(packages, cache);
         for batch in wanted.chunks(BATCH_MAX_PACKAGES) {
-            let files: Vec<(String, PathBuf, &LockedPackage)> = batch
-                .iter()
-                .filter_map(|p| {
-                    let base = bases.get(&p.repository)?.get(round)?;
-                    Some((format!("{base}/{}", p.path), scratch.path().join(&p.sha256), *p))
-                })
-                .collect();
-            apt.download(files.iter().map(|(uri, to, p)| (uri.as_str(), to.as_path(), p.sha256.as_str())))?;
-            refused
-                .extend(files.iter().filter_map(|(_, file, p)| take(file, p, cache).err()).map(|e| format!("{e:#}")));
+            let wanted = |p: &&'_ LockedPackage| {
+                let base = bases.get(&p.repository)?.get(round)?;
+                Some((base.as_str(), scratch.path().join(&p.sha256)))
+            };
+            let files: Vec<Wanted> =
+                batch.iter().filter_map(|p| wanted(p).map(|(base, to)| Wanted { base, package: p, to })).collect();
+            refused.extend(download(&files)?);
+            refused.extend(files.iter().filter_map(|w| take(&w.to, w.package, cache).err()).map(|e| format!("{e:#}")));
         }
     }
     let still = missing(packages, cache);
@@ -73,6 +87,7 @@ pub fn fetch(
     if still.len() > NAMES_SHOWN {
         names.push(format!("{} more", still.len() - NAMES_SHOWN));
     }
+    refused.sort(); // several came at once
     refused.truncate(NAMES_SHOWN);
     anyhow::bail!(
         "{} locked package(s) can be had neither from the cache nor from a mirror: {}; \

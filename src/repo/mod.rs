@@ -1,12 +1,14 @@
-//! Package repositories: what their indexes and packages say (pure), the host's apt that resolves,
-//! signatures and digests that are verified, packages that are fetched into the cache, repositories
-//! that are taken in.
+//! Package repositories: what their indexes and packages say (pure), the host's apt and dnf that
+//! resolve, signatures and digests that are verified, packages that are fetched into the cache,
+//! repositories that are taken in.
 
 pub mod apt;
 pub mod changes;
 pub mod deb;
 pub mod deb822;
 pub mod digest;
+pub mod dnf;
+pub mod family;
 pub mod fetch;
 pub mod finding;
 pub mod gpgv;

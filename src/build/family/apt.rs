@@ -1,8 +1,8 @@
 //! Debian: packages from the cache, ordered by the host's apt, installed by the tree's own dpkg.
 //! The archive's essential packages are unpacked first, so that there is a dpkg to run.
 
+use super::{PACKAGES, Stage, pin_users};
 use crate::build::chroot::Chroot;
-use crate::build::users::{self, Accounts};
 use crate::recipe::lock::LockedPackage;
 use crate::repo::apt::Apt;
 use crate::repo::{apt, deb822, fetch, packages};
@@ -11,30 +11,15 @@ use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(120);
 /// dpkg's status of a whole node is some 2 MB.
 const STATUS_MAX_BYTES: u64 = 64 << 20;
-const ACCOUNTS_MAX_BYTES: u64 = 4 << 20;
-/// Where the tree sees the package cache during the build.
-const PACKAGES: &str = "run/packages";
 /// Where apt's repository of these packages lies, reached by the same relative links from the tree and from outside.
 const APT: &str = "run/apt";
-
-/// What one stage installs.
-pub struct Stage<'a> {
-    pub cache: &'a Path,
-    /// A folder of this build.
-    pub scratch: &'a Path,
-    /// Packages of the stages before, which are in the tree.
-    pub earlier: &'a [&'a LockedPackage],
-    pub packages: &'a [&'a LockedPackage],
-    pub users: &'a BTreeMap<String, u32>,
-    pub epoch: u64,
-}
 
 /// Installs the stage into `root`. Afterwards the tree's package list is exactly the lock's.
 pub fn install(root: &Path, stage: &Stage, say: &dyn Fn(&str)) -> Result<()> {
@@ -181,31 +166,6 @@ fn forbid_services(policy: &Path) -> Result<()> {
     fs::set_permissions(policy, fs::Permissions::from_mode(0o755)).context("making policy-rc.d executable")
 }
 
-fn pin_users(root: &Path, stage: &Stage) -> Result<()> {
-    let names = ["etc/passwd", "etc/group", "etc/shadow", "etc/gshadow"];
-    let read = |name: &str| -> Result<String> {
-        let file = root.join(name);
-        if !file.exists() {
-            return Ok(String::new());
-        }
-        Ok(String::from_utf8(files::read_bounded(&file, ACCOUNTS_MAX_BYTES)?)?)
-    };
-    let mut accounts =
-        Accounts { passwd: read(names[0])?, group: read(names[1])?, shadow: read(names[2])?, gshadow: read(names[3])? };
-    let shadowed = !accounts.shadow.is_empty();
-    users::add(&mut accounts, stage.users, stage.epoch).map_err(anyhow::Error::msg).context("pinning users")?;
-    let mut texts = vec![accounts.passwd, accounts.group];
-    if shadowed {
-        texts.extend([accounts.shadow, accounts.gshadow]);
-    }
-    for (name, text) in names.iter().zip(texts) {
-        let file = root.join(name);
-        // Written in place: owner and mode are base-passwd's.
-        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
-    }
-    Ok(())
-}
-
 /// Everything of the stage, by exact version; apt orders, the tree's dpkg installs.
 fn install_rest(chroot: &Chroot, stage: &Stage, controls: &BTreeMap<String, String>) -> Result<()> {
     let apt = flat(&chroot.root().join(APT), stage.packages, controls)?;
@@ -269,20 +229,4 @@ fn check_installed(root: &Path, stage: &Stage) -> Result<()> {
         bail!("installed packages are not the locked ones: {differ:?}");
     }
     Ok(())
-}
-
-/// The newest kernel of a tree: its release (`uname -r`) and its file.
-pub fn kernel(root: &Path) -> Result<(String, PathBuf)> {
-    let boot = root.join("boot");
-    let mut found: Vec<String> = fs::read_dir(&boot)
-        .with_context(|| format!("listing {}", boot.display()))?
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.strip_prefix("vmlinuz-").map(String::from))
-        .collect();
-    found.sort();
-    match found.as_slice() {
-        [one] => Ok((one.clone(), boot.join(format!("vmlinuz-{one}")))),
-        [] => bail!("no kernel in /boot: add one to the recipe, such as linux-image-amd64"),
-        several => bail!("several kernels in /boot ({}): lock one", several.join(", ")),
-    }
 }

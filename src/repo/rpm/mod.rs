@@ -9,3 +9,4 @@
 pub mod facts;
 pub mod header;
 pub mod inspect;
+pub mod query;

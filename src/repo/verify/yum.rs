@@ -19,10 +19,10 @@ use std::path::Path;
 
 pub const REPOMD: &str = "repodata/repomd.xml";
 /// CentOS's has 4 kB.
-const REPOMD_MAX_BYTES: u64 = 4 << 20;
+pub const REPOMD_MAX_BYTES: u64 = 4 << 20;
 const SIGNATURE_MAX_BYTES: u64 = 1 << 20;
 /// A packed metadata file; CentOS 7's largest has 8 MB, Fedora's some 100.
-const METADATA_MAX_BYTES: u64 = 2 << 30;
+pub const METADATA_MAX_BYTES: u64 = 2 << 30;
 /// An unpacked one, whatever repomd.xml says of it. It is never in memory.
 const OPEN_MAX_BYTES: u64 = 8 << 30;
 const BUFFER_BYTES: usize = 256 << 10;
@@ -64,7 +64,8 @@ pub fn verify(place: &Place, keyring: Option<&Keyring>) -> Result<Report> {
     Ok(report)
 }
 
-fn check_signature(place: &Place, bytes: &[u8], keyring: Option<&Keyring>, report: &mut Report) -> Result<()> {
+/// Whether a key of the keyring signed repomd.xml; without its signature the packages' own must do.
+pub fn check_signature(place: &Place, bytes: &[u8], keyring: Option<&Keyring>, report: &mut Report) -> Result<()> {
     const FILE: &str = "repodata/repomd.xml.asc";
     let armoured = place.read(FILE, SIGNATURE_MAX_BYTES)?;
     match (armoured, keyring) {

@@ -3,5 +3,6 @@
 pub mod filelists;
 pub mod primary;
 pub mod repomd;
+pub mod solve;
 pub mod write;
 pub mod xml;
