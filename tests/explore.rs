@@ -24,7 +24,8 @@ use kiln::ledger::{Command, Live};
 use kiln::recipe::system::{Dark, Scope};
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use world::server::Mutation;
 use world::{Fate, Role, World};
@@ -997,15 +998,25 @@ fn every_path_is_safe_and_leads_to_a_cluster() {
     let only = std::env::var("KILN_EXPLORE").unwrap_or_default();
     let full = std::env::var("KILN_TEST_LEVEL").as_deref() == Ok("full");
     let began = Instant::now();
-    let (mut count, mut sum) = (0, (0, 0));
     let cheap = scenarios()
         .into_iter()
         .filter(|(name, ..)| if only.is_empty() { full || *name == "no fault" } else { *name == only });
     let dear = dear_scenarios().into_iter().filter(|(name, ..)| *name == only);
-    for (name, from, faults) in cheap.chain(dear) {
-        let (states, transitions) = run(name, from, faults, 50);
-        (count, sum) = (count + 1, (sum.0 + states, sum.1 + transitions));
-    }
+    let wanted: Vec<_> = cheap.chain(dear).collect();
+    let (next, sum) = (AtomicUsize::new(0), Mutex::new((0, 0)));
+    // Two at once: more would only need more memory on CI's machines.
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some((name, from, faults)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let (states, transitions) = run(name, *from, *faults, 50);
+                    let mut sum = sum.lock().expect("the other one found nothing");
+                    *sum = (sum.0 + states, sum.1 + transitions);
+                }
+            });
+        }
+    });
+    let (count, sum) = (wanted.len(), sum.into_inner().expect("no violation"));
     assert!(count > 0, "KILN_EXPLORE={only} is none of tests/explore.rs's scenarios");
     println!("{} states, {} transitions, {:.0} s", sum.0, sum.1, began.elapsed().as_secs_f64());
 }
