@@ -461,8 +461,8 @@ const MACHINE: [&str; 5] = [
     concat!("/wo", "rk/"),
     concat!("/ho", "me/"),
     concat!("/Us", "ers/"),
-    concat!("/root/", ".cargo"),
-    concat!("/root/", ".rustup"),
+    concat!("/ro", "ot/.cargo"),
+    concat!("/ro", "ot/.rustup"),
 ];
 
 #[test]
