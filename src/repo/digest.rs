@@ -1,5 +1,6 @@
 //! Checksums as indexes and packages state them: their kinds, their text, and a hasher for each.
 
+pub use crate::recipe::lock::hex;
 use md5::Md5;
 use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha384, Sha512};
@@ -142,11 +143,6 @@ pub fn of(kind: Kind, bytes: &[u8]) -> Checksum {
     let mut hasher = Hasher::new(kind);
     hasher.update(bytes);
     hasher.finish()
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    crate::recipe::lock::hex(bytes)
 }
 
 /// A stream whose bytes are counted and hashed as they are read.

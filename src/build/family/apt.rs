@@ -1,7 +1,7 @@
 //! Debian: packages from the cache, ordered by the host's apt, installed by the tree's own dpkg.
 //! The archive's essential packages are unpacked first, so that there is a dpkg to run.
 
-use super::{PACKAGES, Stage, pin_users};
+use super::{PACKAGES, Stage, are_locked, pin_users, succeeded};
 use crate::build::chroot::Chroot;
 use crate::recipe::lock::LockedPackage;
 use crate::repo::apt::Apt;
@@ -195,15 +195,7 @@ fn install_rest(chroot: &Chroot, stage: &Stage, controls: &BTreeMap<String, Stri
     line.arg("install");
     line.args(stage.packages.iter().map(|p| format!("{}={}", p.name, p.version)));
     let output = command::run(&mut line, b"", crate::build::chroot::INSTALL_TIMEOUT)?;
-    if !output.status.success() {
-        let text = format!("{}{}", output.text(), String::from_utf8_lossy(&output.stderr));
-        let lines: Vec<&str> = text.lines().collect();
-        /// What a maintainer script said last stands at the end.
-        const LINES_SHOWN: usize = 40;
-        let end = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
-        bail!("{} from apt-get install; it ended with:\n{}", output.status, end.join("\n"));
-    }
-    Ok(())
+    succeeded(&output, "apt-get install")
 }
 
 /// The tree's package list must be the lock's: nothing more, nothing less, nothing half installed.
@@ -222,11 +214,5 @@ fn check_installed(root: &Path, stage: &Stage) -> Result<()> {
             )
         })
         .collect();
-    let all = stage.earlier.iter().chain(stage.packages);
-    let wanted: BTreeSet<String> = all.map(|p| format!("{} {} {}", p.name, p.version, p.arch)).collect();
-    if found != wanted {
-        let differ: Vec<&String> = found.symmetric_difference(&wanted).collect();
-        bail!("installed packages are not the locked ones: {differ:?}");
-    }
-    Ok(())
+    are_locked(&found, stage)
 }

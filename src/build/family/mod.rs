@@ -6,9 +6,9 @@ pub mod yum;
 use super::users::{self, Accounts};
 use crate::recipe::Family;
 use crate::recipe::lock::LockedPackage;
-use crate::sys::files;
+use crate::sys::{command, files};
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +35,32 @@ pub fn install(root: &Path, stage: &Stage, say: &dyn Fn(&str)) -> Result<()> {
         Family::Apt => apt::install(root, stage, say),
         Family::Yum => yum::install(root, stage, say),
     }
+}
+
+/// What a failing program says last stands at the end.
+const LINES_SHOWN: usize = 40;
+
+/// An error with the end of what `program` said, unless it did its work.
+fn succeeded(output: &command::Output, program: &str) -> Result<()> {
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = format!("{}{}", output.text(), String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<&str> = text.lines().collect();
+    let end = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
+    bail!("{} from {program}; it ended with:\n{}", output.status, end.join("\n"))
+}
+
+/// What the tree's package manager lists (name, version, architecture) must be the lock's: nothing
+/// more, nothing less.
+fn are_locked(found: &BTreeSet<String>, stage: &Stage) -> Result<()> {
+    let all = stage.earlier.iter().chain(stage.packages);
+    let wanted: BTreeSet<String> = all.map(|p| format!("{} {} {}", p.name, p.version, p.arch)).collect();
+    if *found != wanted {
+        let differ: Vec<&String> = found.symmetric_difference(&wanted).collect();
+        bail!("installed packages are not the locked ones: {differ:?}");
+    }
+    Ok(())
 }
 
 /// Writes the pinned users into a tree before the packages that would create them with any number.

@@ -8,14 +8,13 @@
 //! (dracut: kiln makes its own initramfs) is shadowed by `run/kiln` in the scriptlets' PATH, and
 //! covered where it lies while the kernel, which comes last, is installed.
 
-use super::{PACKAGES, Stage, pin_users};
+use super::{LINES_SHOWN, PACKAGES, Stage, are_locked, pin_users, succeeded};
 use crate::build::chroot::{Chroot, INSTALL_TIMEOUT, Mounted};
 use crate::recipe::lock::LockedPackage;
 use crate::repo::fetch;
 use crate::repo::rpm::query;
 use crate::sys::command;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -40,8 +39,6 @@ const NOT_UNPACKED: [&str; 2] = [KERNEL, "linux-firmware"];
 /// Below them something of the build is mounted.
 const MOUNTS: [&str; 5] = ["dev", "proc", "run", "sys", "tmp"];
 const QUERY_TIMEOUT: Duration = Duration::from_secs(600);
-/// What a scriptlet said last stands at the end.
-const LINES_SHOWN: usize = 40;
 
 /// Installs the stage into `root`. Afterwards the tree's package list is exactly the lock's.
 pub fn install(root: &Path, stage: &Stage, say: &dyn Fn(&str)) -> Result<()> {
@@ -179,16 +176,7 @@ fn rpm(mut line: Command, root: Option<&str>, arguments: &[&str]) -> Result<comm
     }
     line.args(arguments);
     let output = command::run(&mut line, b"", INSTALL_TIMEOUT)?;
-    if !output.status.success() {
-        let text = format!("{}{}", output.text(), String::from_utf8_lossy(&output.stderr));
-        let lines: Vec<&str> = text.lines().collect();
-        bail!(
-            "{} from rpm {}; it ended with:\n{}",
-            output.status,
-            arguments.first().copied().unwrap_or_default(),
-            lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
-        );
-    }
+    succeeded(&output, &format!("rpm {}", arguments.first().copied().unwrap_or_default()))?;
     Ok(output)
 }
 
@@ -217,13 +205,7 @@ fn rpm_install(line: Command, root: Option<&str>, options: &[&str], packages: &[
 fn check_installed(chroot: &Chroot, stage: &Stage) -> Result<()> {
     let output = rpm(chroot.inside(), None, &["-qa", "--queryformat", query::FORMAT])?;
     let found = query::installed(&output.text());
-    let all = stage.earlier.iter().chain(stage.packages);
-    let wanted: BTreeSet<String> = all.map(|p| format!("{} {} {}", p.name, p.version, p.arch)).collect();
-    if found != wanted {
-        let differ: Vec<&String> = found.symmetric_difference(&wanted).collect();
-        bail!("installed packages are not the locked ones: {differ:?}");
-    }
-    Ok(())
+    are_locked(&found, stage)
 }
 
 /// Every file is as its package has it, except what scriptlets may write.

@@ -159,7 +159,7 @@ impl Start<'_> {
             return self.behind(format!("{other} serves {}, which was never formed here", self.system.name));
         }
         // Disposable, so it may begin anew; but whoever holds some may run it.
-        let missing: Vec<&str> = self.carriers().filter(|n| !self.is_known(formation, n)).collect();
+        let missing = self.may_run_on(formation);
         if held.is_some() && !missing.is_empty() {
             return (vec![], wait(format!("nobody serves it; waits for {}", self.states(&missing))));
         }
@@ -258,7 +258,7 @@ impl Start<'_> {
     /// carries the system must have said what it holds.
     fn unvouched(&self, formation: &Formation) -> Option<Verdict> {
         let reason = self.state.cluster.unvouched.as_ref()?;
-        let missing: Vec<&str> = self.carriers().filter(|n| !self.is_known(formation, n)).collect();
+        let missing = self.may_run_on(formation);
         let waits = || wait(format!("{reason}; waits for a word of {}", self.states(&missing)));
         (!missing.is_empty()).then(waits)
     }
@@ -287,6 +287,11 @@ impl Start<'_> {
     /// Whether it is known not to run there, and what it holds.
     fn is_known(&self, formation: &Formation, node: &str) -> bool {
         self.is_off(node) || formation.stopped.get(node).is_some_and(|s| self.is_current(node, s))
+    }
+
+    /// Carriers that may run it.
+    fn may_run_on(&self, formation: &Formation) -> Vec<&str> {
+        self.carriers().filter(|n| !self.is_known(formation, n)).collect()
     }
 
     fn states(&self, nodes: &[&str]) -> String {

@@ -216,7 +216,7 @@ impl Look<'_> {
                 return Ok(()); // the place failed, and that is the error
             }
         }
-        if let Some(stated) = packages.stated.filter(|n| *n != count) {
+        if let Some(stated) = packages.stated().filter(|n| *n != count) {
             self.report.problem("metadata", name, format!("lists {count} packages and says that they are {stated}"));
         }
         self.seen.whole = usable;

@@ -1,7 +1,7 @@
 //! `filelists.xml`: every file of every package, one package after another.
 
-use super::primary::PACKAGES_MAX;
-use super::xml::{Element, Token, Tokens};
+use super::entries::Entries;
+use super::xml::{Element, Token};
 use std::io::BufRead;
 
 /// Files of one package; the largest known have some 100,000.
@@ -21,36 +21,19 @@ pub struct Files {
 
 /// A stream of packages with their files.
 pub struct Filelists<R: BufRead> {
-    tokens: Tokens<R>,
-    pub stated: Option<u64>,
-    seen: u64,
+    entries: Entries<R>,
 }
 
 impl<R: BufRead> Filelists<R> {
     /// `root` is `filelists`, or `otherdata` for `other.xml`, whose packages are named alike.
     pub fn new(from: R, root: &str) -> Result<Filelists<R>, String> {
-        let mut tokens = Tokens::new(from);
-        let root = tokens.root(root)?;
-        let stated = root.attribute("packages").and_then(|n| n.trim().parse().ok());
-        Ok(Filelists { tokens, stated, seen: 0 })
+        Ok(Filelists { entries: Entries::new(from, root)? })
     }
 
     pub fn next_package(&mut self) -> Result<Option<Files>, String> {
-        loop {
-            match self.tokens.next_token()? {
-                Token::Open(e) if e.name == "package" => {
-                    self.seen += 1;
-                    if self.seen > PACKAGES_MAX {
-                        return Err(format!("lists more than {PACKAGES_MAX} packages"));
-                    }
-                    return self.package(&e).map(Some);
-                }
-                Token::Open(_) => {
-                    self.tokens.text()?;
-                }
-                Token::Text(_) => {}
-                Token::Close | Token::End => return Ok(None),
-            }
+        match self.entries.next_entry()? {
+            Some(entry) => self.package(&entry).map(Some),
+            None => Ok(None),
         }
     }
 
@@ -59,9 +42,9 @@ impl<R: BufRead> Filelists<R> {
         let mut files = Files { id: own("pkgid"), name: own("name"), arch: own("arch"), paths: Vec::new() };
         let mut bytes = 0;
         loop {
-            match self.tokens.next_token()? {
+            match self.entries.tokens.next_token()? {
                 Token::Open(e) => {
-                    let text = self.tokens.text()?;
+                    let text = self.entries.tokens.text()?;
                     if e.name == "file" {
                         bytes += text.len();
                         files.paths.push(text);

@@ -1,5 +1,6 @@
 //! Yum metadata: read as streams of bounded memory, written for repositories that have none.
 
+pub mod entries;
 pub mod filelists;
 pub mod primary;
 pub mod repomd;

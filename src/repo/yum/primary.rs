@@ -1,13 +1,12 @@
 //! `primary.xml`: the packages of a repository, one after another, never all at once.
 
-use super::xml::{Element, Token, Tokens};
+use super::entries::Entries;
+use super::xml::{Element, Token};
 use crate::repo::digest::Checksum;
 use crate::repo::href;
 use crate::repo::rpm::facts::Nevra;
 use std::io::BufRead;
 
-/// Packages in one repository. Debian, the largest archive there is, has some 70,000.
-pub const PACKAGES_MAX: u64 = 2_000_000;
 /// Tokens of one package: glibc-debuginfo and kernels have tens of thousands of provides.
 const PACKAGE_TOKENS_MAX: u64 = 4_000_000;
 
@@ -27,55 +26,42 @@ pub type Entry = Result<Package, String>;
 
 /// A stream of packages.
 pub struct Packages<R: BufRead> {
-    tokens: Tokens<R>,
-    /// How many the document says that it has.
-    pub stated: Option<u64>,
-    seen: u64,
+    entries: Entries<R>,
 }
 
 impl<R: BufRead> Packages<R> {
     pub fn new(from: R) -> Result<Packages<R>, String> {
-        let mut tokens = Tokens::new(from);
-        let root = tokens.root("metadata")?;
-        let stated = root.attribute("packages").and_then(|n| n.trim().parse().ok());
-        Ok(Packages { tokens, stated, seen: 0 })
+        Ok(Packages { entries: Entries::new(from, "metadata")? })
+    }
+
+    /// How many packages the document says that it has.
+    pub fn stated(&self) -> Option<u64> {
+        self.entries.stated
     }
 
     /// The next package; an error is the document's.
     pub fn next_package(&mut self) -> Result<Option<Entry>, String> {
-        loop {
-            match self.tokens.next_token()? {
-                Token::Open(e) if e.name == "package" => {
-                    self.seen += 1;
-                    if self.seen > PACKAGES_MAX {
-                        return Err(format!("lists more than {PACKAGES_MAX} packages"));
-                    }
-                    return self.package().map(Some);
-                }
-                Token::Open(_) => {
-                    self.tokens.text()?;
-                }
-                Token::Text(_) => {}
-                Token::Close | Token::End => return Ok(None),
-            }
+        match self.entries.next_entry()? {
+            Some(_) => self.package().map(Some),
+            None => Ok(None),
         }
     }
 
     fn package(&mut self) -> Result<Entry, String> {
-        let depth = self.tokens.depth();
+        let depth = self.entries.tokens.depth();
         let mut raw = Raw::default();
         for _ in 0..PACKAGE_TOKENS_MAX {
-            match self.tokens.next_token()? {
-                Token::Open(e) if self.tokens.depth() == depth + 1 => match e.name.as_str() {
-                    "name" => raw.name = self.tokens.text()?,
-                    "arch" => raw.arch = self.tokens.text()?,
-                    "checksum" => raw.checksum = Some((e, self.tokens.text()?)),
+            match self.entries.tokens.next_token()? {
+                Token::Open(e) if self.entries.tokens.depth() == depth + 1 => match e.name.as_str() {
+                    "name" => raw.name = self.entries.tokens.text()?,
+                    "arch" => raw.arch = self.entries.tokens.text()?,
+                    "checksum" => raw.checksum = Some((e, self.entries.tokens.text()?)),
                     "version" => raw.version = Some(e),
                     "location" => raw.location = Some(e),
                     "size" => raw.size = e.attribute("package").and_then(|n| n.trim().parse().ok()),
                     _ => {}
                 },
-                Token::Close if self.tokens.depth() < depth => return Ok(raw.checked()),
+                Token::Close if self.entries.tokens.depth() < depth => return Ok(raw.checked()),
                 Token::End => return Err("ends inside a package".into()),
                 _ => {}
             }
@@ -133,6 +119,7 @@ impl Raw {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::yum::entries::PACKAGES_MAX;
 
     pub fn entry(name: &str, href: &str) -> String {
         format!(
@@ -211,7 +198,7 @@ mod tests {
         let endless = Endless { entry: small.repeat(100).into_bytes(), at: 0, left: u64::MAX };
         let from = std::io::Read::chain(head.as_bytes(), endless);
         let mut packages = Packages::new(std::io::BufReader::new(from)).unwrap();
-        packages.seen = PACKAGES_MAX - 10;
+        packages.entries.seen = PACKAGES_MAX - 10;
         let error = loop {
             match packages.next_package() {
                 Ok(entry) => assert!(entry.is_some()),
