@@ -39,6 +39,8 @@ ExecStart=/bin/true
     )
 }
 
+/// No RuntimeDirectory: `/run/kiln` is the initramfs's, with the root's writable part in it, and systemd
+/// before 235 (CentOS 7's is 219) would delete it when kiln-node stops.
 const UNIT: &str = "[Unit]
 Description=Joins this node to its cluster
 Wants=kiln-order.service
@@ -49,8 +51,6 @@ ConditionPathExists=/run/kiln/boot.json
 ExecStart=/usr/lib/kiln/kiln-node join
 Restart=always
 RestartSec=1
-RuntimeDirectory=kiln
-RuntimeDirectoryPreserve=yes
 TimeoutStopSec=5min
 OOMScoreAdjust=-900
 
@@ -285,6 +285,11 @@ mod tests {
             role.templates.iter().map(|t| (t.path.as_str(), t.system.as_deref())).collect();
         assert_eq!(templates, [("/etc/a.j2", None), ("/etc/web.conf.j2", Some("web"))]);
         assert!(found.values().all(|i| i.mtime == 1000));
+    }
+
+    #[test]
+    fn no_systemd_deletes_the_folder_that_the_root_lies_in() {
+        assert!(!UNIT.contains("RuntimeDirectory"));
     }
 
     #[test]
