@@ -150,6 +150,23 @@ fn dnf_chooses_and_each_stage_gets_what_it_first_needs() {
 }
 
 #[test]
+fn what_is_excluded_from_a_repository_comes_from_another_or_not_at_all() {
+    if no_dnf("excludes") {
+        return;
+    }
+    let with = |excludes: &str| {
+        let test = "role = \"test\"\nextends = [\"base\"]\npackages = [\"server\"]\n[exclude]\n";
+        World::new(&format!("{test}{excludes}\n")).lock()
+    };
+    let lock = with("own = [\"data*\", \"shell\"]").unwrap();
+    let database = lock.packages.iter().find(|p| p.name == "database").unwrap();
+    assert_eq!((database.version.as_str(), database.repository.as_str()), ("0:5.5-1", "os"));
+    assert!(lock.packages.iter().any(|p| p.name == "shell"), "os's own stays");
+    let error = format!("{:#}", with("own = [\"d?tabase\"]\nos = [\"database\"]").unwrap_err());
+    assert!(error.contains("database"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_installed_or_read_is_said() {
     if no_dnf("refusals of dnf") {
         return;

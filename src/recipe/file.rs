@@ -13,6 +13,7 @@
 //! | `overlays` | file trees; a system brings the one of its own name | appended |
 //! | `[distribution] family, name` | `apt` or `yum`; `debian12` | said once (or the same again) |
 //! | `[[repository]] id, url, suites, components, keyring, trust, preload, priority` | see [`super::Repository`] | appended; an id is defined once |
+//! | `[exclude] id = [name]` | packages not taken from that repository (yum); `*` and `?` match | appended |
 //! | `[kernel] cmdline` | arguments of the role | appended |
 //! | `[initramfs] modules` | absent: all network and storage drivers | appended |
 //! | `[users] name = uid` | pinned uids (and gids) of owners of kept state | merged; another number for a name is a problem |
@@ -61,6 +62,8 @@ pub(super) struct Part {
     pub overlays: Vec<At<String>>,
     pub distribution: Option<At<Distribution>>,
     pub repositories: Vec<At<Repository>>,
+    /// By repository.
+    pub excludes: Vec<(At<String>, Vec<At<String>>)>,
     pub cmdline: Vec<At<String>>,
     pub modules: Option<Vec<At<String>>>,
     pub users: Vec<(At<String>, u32)>,
@@ -170,6 +173,7 @@ fn read_recipe(table: &Table<'_>, role: &str) -> (Vec<At<String>>, Part) {
         overlays: table.list("overlays", name::word),
         distribution,
         repositories: table.tables("repository").iter().filter_map(read_repository).collect(),
+        excludes: table.table("exclude").map(|t| t.named_lists(name::package_pattern)).unwrap_or_default(),
         cmdline: table.table("kernel").map(|t| arguments(&t)).unwrap_or_default(),
         modules: table.table("initramfs").map(|t| t.list("modules", name::module)),
         users: table.table("users").map(|t| read_users(&t)).unwrap_or_default(),
@@ -236,6 +240,7 @@ fn read_repository(table: &Table<'_>) -> Option<At<Repository>> {
         trust,
         preload: preload.map(|p| p.value).unwrap_or(Preload::None),
         priority: priority.map(|p| p.value as u32).unwrap_or(PRIORITY_DEFAULT),
+        exclude: Vec::new(), // merged from all files
     };
     Some(At { value: repository, line: id.line, key: id.key })
 }

@@ -88,6 +88,9 @@ pub fn request_text(recipe: &Recipe) -> String {
         for component in &repository.components {
             let _ = writeln!(text, "component {component}");
         }
+        for pattern in &repository.exclude {
+            let _ = writeln!(text, "exclude {pattern}");
+        }
     }
     for stage in &recipe.stages {
         let _ = writeln!(text, "stage {}", stage.name);

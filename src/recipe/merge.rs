@@ -137,10 +137,30 @@ impl Merger<'_> {
                 repositories.push(repository.value.clone());
             }
         }
+        self.excludes(parts, distribution, &mut repositories);
         if repositories.is_empty() && !self.known("repository") {
             self.file(top, "repository", "is missing here and in all that it extends");
         }
         repositories
+    }
+
+    fn excludes(&mut self, parts: &[Part], distribution: Option<&Distribution>, repositories: &mut [Repository]) {
+        for part in parts {
+            for (id, patterns) in &part.excludes {
+                if distribution.is_some_and(|d| d.family != Family::Yum) {
+                    self.at(&part.file, id, "exclude is yum's");
+                }
+                match repositories.iter_mut().find(|r| r.id == id.value) {
+                    Some(repository) => repository.exclude.extend(patterns.iter().map(|p| p.value.clone())),
+                    None if self.known("repository") => {}
+                    None => self.at(&part.file, id, format!("the role has no repository {:?}", id.value)),
+                }
+            }
+        }
+        for repository in repositories {
+            repository.exclude.sort();
+            repository.exclude.dedup();
+        }
     }
 
     fn users(&mut self, parts: &[Part]) -> BTreeMap<String, u32> {

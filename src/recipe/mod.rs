@@ -76,6 +76,8 @@ pub struct Repository {
     pub preload: Preload,
     /// Lower wins (yum).
     pub priority: u32,
+    /// Names of packages that are not taken from it, sorted; `*` and `?` match (yum).
+    pub exclude: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

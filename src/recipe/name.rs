@@ -29,6 +29,15 @@ pub fn package(text: &str) -> Result<String, String> {
     Err(format!("{text:?} is not a package name (versions belong in the lock, architectures to the release)"))
 }
 
+/// Packages by the beginning, the end or any other piece of their names: `mariadb*`.
+pub fn package_pattern(text: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"+-._*?".contains(&b);
+    if fits(text, 128, plain, plain) {
+        return Ok(text.to_string());
+    }
+    Err(format!("{text:?} is neither a package name nor a pattern such as \"mariadb*\""))
+}
+
 /// A systemd unit with its type: `mariadb.service`.
 pub fn unit(text: &str) -> Result<String, String> {
     const TYPES: [&str; 6] = [".service", ".socket", ".target", ".timer", ".mount", ".path"];

@@ -169,21 +169,12 @@ impl<'a> Table<'a> {
 
     /// An array of strings; absent is empty.
     pub fn strings(&self, key: &'static str) -> Vec<At<String>> {
-        let items = self.array(key);
-        items.into_iter().filter_map(|(place, value)| self.as_string(place, value)).collect()
+        self.as_strings(self.array(key))
     }
 
     /// An array of strings, each parsed; one that is given twice is a problem.
     pub fn list<T>(&self, key: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<At<T>> {
-        let mut seen = BTreeSet::new();
-        let texts = self.strings(key).into_iter().filter(|text| {
-            let new = seen.insert(text.value.clone());
-            if !new {
-                self.problem_at(text, format!("{:?} is given twice", text.value));
-            }
-            new
-        });
-        texts.collect::<Vec<_>>().into_iter().filter_map(|text| self.parse_at(text, &parse)).collect()
+        self.parse_each(self.strings(key), parse)
     }
 
     /// A whole number within `range`.
@@ -260,6 +251,13 @@ impl<'a> Table<'a> {
             .collect()
     }
 
+    /// Every entry of a table whose keys the user chooses, as arrays of strings, each parsed.
+    pub fn named_lists<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Vec<(At<String>, Vec<At<T>>)> {
+        let names = self.names();
+        let list = |name, value| self.parse_each(self.as_strings(self.as_array(name, value)), &parse);
+        names.into_iter().map(|(name, value)| (name.clone(), list(name, value))).collect()
+    }
+
     /// Every string at any depth below, under its dotted name; anything else is a problem.
     pub fn flattened_strings(&self) -> Vec<At<String>> {
         let mut found = Vec::new();
@@ -310,7 +308,10 @@ impl<'a> Table<'a> {
     }
 
     fn array(&self, key: &'static str) -> Vec<(At<String>, &'a DeValue<'a>)> {
-        let Some((place, value)) = self.get(key) else { return Vec::new() };
+        self.get(key).map(|(place, value)| self.as_array(place, value)).unwrap_or_default()
+    }
+
+    fn as_array(&self, place: At<String>, value: &'a DeValue<'a>) -> Vec<(At<String>, &'a DeValue<'a>)> {
         match value {
             DeValue::Array(items) => items
                 .iter()
@@ -336,6 +337,24 @@ impl<'a> Table<'a> {
                 None
             }
         }
+    }
+
+    /// Texts, each parsed; one that is given twice is a problem.
+    fn parse_each<T>(&self, texts: Vec<At<String>>, parse: impl Fn(&str) -> Result<T, String>) -> Vec<At<T>> {
+        let mut seen = BTreeSet::new();
+        let mut parsed = Vec::new();
+        for text in texts {
+            if seen.insert(text.value.clone()) {
+                parsed.extend(self.parse_at(text, &parse));
+            } else {
+                self.problem_at(&text, format!("{:?} is given twice", text.value));
+            }
+        }
+        parsed
+    }
+
+    fn as_strings(&self, items: Vec<(At<String>, &'a DeValue<'a>)>) -> Vec<At<String>> {
+        items.into_iter().filter_map(|(place, value)| self.as_string(place, value)).collect()
     }
 
     fn as_string(&self, place: At<String>, value: &DeValue<'_>) -> Option<At<String>> {

@@ -2,8 +2,8 @@
 # document on stdin and prints one on stdout; it reads metadata files that kiln verified, nothing
 # else, and writes only below `cache`. Neither the host's rpm database nor its dnf is opened.
 #
-# {"cache": DIR, "repositories": [{"id", "priority", "repomd", "primary", "filelists"}],
-#  "stages": [[NAME...]...]}
+# {"cache": DIR, "repositories": [{"id", "priority", "exclude": [GLOB...], "repomd", "primary",
+#  "filelists"}], "stages": [[NAME...]...]}
 # -> {"packages": [{"name", "version", "arch", "sha256", "size", "path", "repository", "stage"}]}
 # -> {"problems": [TEXT...]}: no way to install all of it together
 import json
@@ -65,6 +65,9 @@ def main():
     asked = json.load(sys.stdin)
     sack = sack_of(asked)
     sack.add_excludes(hawkey.Query(sack).filter(arch__neq=ARCHES))
+    for given in asked["repositories"]:
+        for pattern in given["exclude"]:
+            sack.add_excludes(hawkey.Query(sack).filter(reponame=given["id"], name__glob=pattern))
     stages = asked["stages"]
     chosen, problems = solve(sack, [name for stage in stages for name in stage])
     if problems:

@@ -38,6 +38,8 @@ pub struct Source {
     pub repository: String,
     pub url: String,
     pub priority: u32,
+    /// Patterns of names that are not taken from it.
+    pub exclude: Vec<String>,
     /// The file of the keys that sign it; `None`: pinned, its digest in the lock is all.
     pub key: Option<PathBuf>,
 }
@@ -61,7 +63,8 @@ pub fn sources_of(
             }
             Trust::Signed { gpgkey: None } => bail!("repository {}: who signs it? Give trust a gpgkey", r.id),
         };
-        Ok(Source { repository: r.id.clone(), url: url.clone(), priority: r.priority, key })
+        let (repository, exclude) = (r.id.clone(), r.exclude.clone());
+        Ok(Source { repository, url: url.clone(), priority: r.priority, exclude, key })
     };
     recipe.repositories.iter().map(one).collect()
 }
@@ -82,6 +85,7 @@ pub fn resolve(recipe: &Recipe, sources: &[Source], cache: &Path, say: &dyn Fn(&
     let repositories = sources.iter().zip(&all).map(|(source, m)| solve::Repository {
         id: &source.repository,
         priority: source.priority,
+        exclude: &source.exclude,
         repomd: m.repomd.clone(),
         primary: m.primary.clone(),
         filelists: m.filelists.clone(),

@@ -167,6 +167,7 @@ mod tests {
             trust: Trust::Signed { gpgkey: None },
             preload: Preload::None,
             priority: 10,
+            exclude: Vec::new(),
         }
     }
 

@@ -124,6 +124,21 @@ selinux = "disabled"
 }
 
 #[test]
+fn what_files_exclude_comes_together_at_the_repository() {
+    let base = "role = \"base\"\n[distribution]\nfamily = \"yum\"\nname = \"centos7\"\n\
+        [[repository]]\nid = \"os\"\nurl = \"file:///srv/os\"\ntrust = \"pinned\"\n\
+        [[repository]]\nid = \"own\"\nurl = \"file:///srv/own\"\ntrust = \"pinned\"\n\
+        [security]\nselinux = \"disabled\"\n[exclude]\nos = [\"z\"]\n";
+    let infra = format!("{INFRA}[exclude]\nos = [\"mariadb*\", \"z\"]\n");
+    let recipe = parse(&texts(&[("zed/base.toml", base), ("zed/infra.toml", &infra)]), "zed", "infra").unwrap();
+    assert_eq!(recipe.repositories[0].exclude, ["mariadb*", "z"]);
+    assert_eq!(recipe.repositories[1].exclude, Vec::<String>::new());
+    let request = crate::recipe::lock::request_text(&recipe);
+    let lines = "repository os pinned 99\nexclude mariadb*\nexclude z\nrepository own pinned 99\nstage base\n";
+    assert!(request.contains(lines), "{request}");
+}
+
+#[test]
 fn every_problem_is_told_at_once_with_file_line_and_key() {
     let infra = r#"role = "other"
 extends = ["base", "gone"]
@@ -143,7 +158,7 @@ compression = { kind = "lzma", level = 99 }
         "zed/infra.toml: systems: no system: only \"test\" is ready without one (a recipe that is only extended is called base or base-…)",
         "zed/infra.toml:1: role: the file is called infra.toml, so the role must be \"infra\"",
         "zed/infra.toml:2: extends[1]: no file zed/gone.toml",
-        "zed/infra.toml:3: system: unknown key; known here: distribution, extends, image, initramfs, kernel, overlays, packages, repository, role, security, systems, users",
+        "zed/infra.toml:3: system: unknown key; known here: distribution, exclude, extends, image, initramfs, kernel, overlays, packages, repository, role, security, systems, users",
         "zed/infra.toml:4: packages[0]: \"a b\" is not a package name (versions belong in the lock, architectures to the release)",
         "zed/infra.toml:4: packages[1]: expected a string, found an integer",
         "zed/infra.toml:4: packages[3]: \"kmod\" is given twice",
@@ -216,6 +231,30 @@ fn what_does_not_fit_is_refused() {
         ("yum without a key", "zed/base.toml", yum.into(), "zed/base.toml:6: repository[0].id: who signs it?"),
         ("yum without selinux", "zed/base.toml", yum.into(), "security.selinux: is missing"),
         ("apt priority", "zed/base.toml", with(BASE, "suites =", "priority = 9\nsuites ="), "priority is yum's"),
+        (
+            "apt exclude",
+            "zed/infra.toml",
+            format!("{INFRA}[exclude]\ndebian = [\"mariadb*\"]\n"),
+            "zed/infra.toml:5: exclude.debian: exclude is yum's",
+        ),
+        (
+            "exclude of nothing",
+            "zed/infra.toml",
+            format!("{INFRA}[exclude]\nown = []\n"),
+            "exclude.own: the role has no repository \"own\"",
+        ),
+        (
+            "exclude without a name",
+            "zed/infra.toml",
+            format!("{INFRA}[exclude]\ndebian = [\"a b\"]\n"),
+            "exclude.debian[0]: \"a b\" is neither a package name nor a pattern",
+        ),
+        (
+            "exclude as text",
+            "zed/infra.toml",
+            format!("{INFRA}[exclude]\ndebian = \"a\"\n"),
+            "exclude.debian: expected an array, found a string",
+        ),
         (
             "no such system",
             "zed/infra.toml",

@@ -25,6 +25,8 @@ pub struct Repository<'a> {
     pub id: &'a str,
     /// Lower wins.
     pub priority: u32,
+    /// Patterns of names that are not taken from it.
+    pub exclude: &'a [String],
     pub repomd: PathBuf,
     pub primary: PathBuf,
     pub filelists: PathBuf,
