@@ -148,22 +148,57 @@ fn what_is_not_locked_is_not_baked() {
     }
 }
 
+const CENTOS: [(&str, &str); 2] =
+    [("base", "centos/7/os/x86_64"), ("mitaka", "centos/7/cloud/x86_64/openstack-mitaka")];
+
 /// The stand-in mirror (made once, kept in the cache) as `--mirror` flags, its key beside the recipes.
-fn standin(place: &Place) -> Vec<String> {
+fn standin(place: &Place, repositories: &[(&str, &str)]) -> Vec<String> {
     let dir = cache().join("standin");
     succeed(Command::new(root().join("tests/standin/make")).arg(&dir));
     std::fs::create_dir_all(place.path("recipes/mitaka/keys")).expect("a folder of keys");
     let mut flags = Vec::new();
-    for (id, path) in [
-        ("base", "centos/7/os/x86_64"),
-        ("mitaka", "centos/7/cloud/x86_64/openstack-mitaka"),
-        ("mariadb", "mariadb/10.1/centos7-amd64"),
-    ] {
+    for (id, path) in repositories {
         let key = place.path(&format!("recipes/mitaka/keys/{id}.asc"));
         std::fs::copy(dir.join("RPM-GPG-KEY-standin"), key).expect("the key");
         flags.extend(["--mirror".into(), format!("{id}=file://{}", dir.join(path).display())]);
     }
     flags
+}
+
+#[test]
+fn each_mariadb_comes_from_one_source() {
+    if !full("sources of MariaDB") {
+        return;
+    }
+    for (recipe, source, server) in [
+        ("base-mariadb", Some("mariadb/10.1/centos7-amd64"), "MariaDB-server 0:10.1.48-1.el7.centos mariadb"),
+        ("base-mariadb-rdo", None, "mariadb-server 3:10.1.20-1.el7 mitaka"),
+        (
+            "base-mariadb-10-0",
+            Some("mariadb/10.0/centos7-amd64"),
+            "MariaDB-Galera-server 0:10.0.38-1.el7.centos mariadb",
+        ),
+    ] {
+        let place = Place::new(false);
+        let infra = place.path("recipes/mitaka/infra.toml");
+        let text = std::fs::read_to_string(&infra).expect("the recipe");
+        assert!(text.contains("extends = [\"base-mariadb\"]"), "{text}");
+        let text = text.replace("extends = [\"base-mariadb\"]", &format!("extends = [\"{recipe}\"]"));
+        std::fs::write(&infra, text).expect("writing the recipe");
+        let repositories: Vec<_> = CENTOS.into_iter().chain(source.map(|path| ("mariadb", path))).collect();
+        let mirrors = standin(&place, &repositories);
+        let arguments: Vec<&str> =
+            ["lock", "mitaka/infra"].into_iter().chain(mirrors.iter().map(String::as_str)).collect();
+        succeed(&mut place.kiln(&["unshare", "--net"], &arguments));
+        let lock = std::fs::read_to_string(place.path("recipes/mitaka/infra.lock")).expect("the lock");
+        let lock = kiln::recipe::lock::Lock::parse(&lock, "infra.lock").expect("a lock");
+        let theirs = |name: &str| name == "galera" || name.to_lowercase().starts_with("mariadb");
+        let found: Vec<_> = lock.packages.iter().filter(|p| theirs(&p.name)).collect();
+        let one = &found.first().expect("a MariaDB").repository;
+        assert!(found.iter().all(|p| p.repository == *one), "{recipe}: {found:?}");
+        let shown: Vec<String> = found.iter().map(|p| format!("{} {} {}", p.name, p.version, p.repository)).collect();
+        assert!(shown.iter().any(|s| s == server), "{recipe}: {shown:?}");
+    }
 }
 
 #[test]
@@ -174,7 +209,7 @@ fn a_yum_role_is_locked_and_baked_without_a_network_the_same_twice() {
     let (here, there) = (Place::new(false), Place::new(false));
     succeed(&mut here.kiln(&[], &["key", "new", "builder.key"]));
     std::fs::copy(here.path("builder.key"), there.path("builder.key")).expect("the same builder");
-    let mirrors = standin(&here);
+    let mirrors = standin(&here, &CENTOS);
     let with =
         |args: &[&'static str]| args.iter().copied().chain(mirrors.iter().map(String::as_str)).collect::<Vec<_>>();
     let home = std::env::var("HOME").unwrap_or_default();

@@ -33,6 +33,9 @@ fn every_shipped_recipe_is_whole() {
     for role in ["base", "test", "infra", "controller", "compute"] {
         assert!(names.contains(&format!("zed/{role}")), "zed/{role}");
     }
+    for role in ["base", "test", "infra"] {
+        assert!(names.contains(&format!("mitaka/{role}")), "mitaka/{role}");
+    }
     for name in names {
         let chosen = resolve(&name, &args).unwrap();
         let recipe = kiln::recipe::file::parse(&chosen.folder, &chosen.release, &chosen.role)
