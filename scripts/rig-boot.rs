@@ -414,11 +414,15 @@ fn tool(program: &str, options: &[&str], paths: &[&Path]) -> Result<()> {
 
 /// chrony runs, and leaves the clock alone: its unit asks for a capability that no container is given.
 fn without_clock(root: &Path) -> Result<()> {
-    const UNIT: &str =
-        "[Unit]\nConditionCapability=\n[Service]\nExecStart=\nExecStart=!/usr/sbin/chronyd $DAEMON_OPTS -x\n";
-    let dir = state::inside(root, Path::new("/etc/systemd/system/chrony.service.d"))?;
-    fs::create_dir_all(&dir)?;
-    files::write_atomic(&dir.join("rig.conf"), UNIT.as_bytes(), 0o644)
+    let debian = ("chrony", "ExecStart=\nExecStart=!/usr/sbin/chronyd $DAEMON_OPTS -x\n");
+    let el7 = ("chronyd", "EnvironmentFile=\nEnvironment=OPTIONS=-x\n");
+    for (unit, service) in [debian, el7] {
+        let dir = state::inside(root, &Path::new("/etc/systemd/system").join(format!("{unit}.service.d")))?;
+        fs::create_dir_all(&dir)?;
+        let text = format!("[Unit]\nConditionCapability=\n[Service]\n{service}");
+        files::write_atomic(&dir.join("rig.conf"), text.as_bytes(), 0o644)?;
+    }
+    Ok(())
 }
 
 /// systemd in the role's root. `SYS_TIME` is not given: there is one clock, the host's.
