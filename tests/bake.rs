@@ -220,8 +220,26 @@ fn a_yum_role_is_locked_and_baked_without_a_network_the_same_twice() {
     let one = id(&here.kiln(&["unshare", "--net"], &with(&["build", "mitaka/test"])).output().expect("building"));
     assert_eq!(host(), before, "the host's dnf and rpm stay as they were");
 
-    // From the cache alone: no mirror, no key; another time, umask and processor count.
+    // What it was made from is preloaded; a second role with the same packages shares it.
+    let repositories = |role: &str| -> Vec<String> {
+        let shown = succeed(&mut here.kiln(&[], &["image", "show", role, "--json"]));
+        let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+        assert_eq!(shown["preloaded"][0]["preload"], "closure");
+        let blobs = shown["blobs"].as_array().expect("blobs");
+        let of =
+            |b: &serde_json::Value| b["name"].as_str()?.starts_with("repository ").then(|| b["digest"].to_string());
+        blobs.iter().filter_map(of).collect()
+    };
+    let first = repositories("mitaka/test");
+    let second = "role = \"other\"\nextends = [\"test\"]\n[kernel]\ncmdline = [\"other\"]\n";
+    std::fs::write(here.path("recipes/mitaka/other.toml"), second).expect("a second role");
+    succeed(&mut here.kiln(&["unshare", "--net"], &with(&["lock", "mitaka/other"])));
+    succeed(&mut here.kiln(&["unshare", "--net"], &with(&["build", "mitaka/other"])));
+    assert_eq!((first.len(), repositories("mitaka/other")), (1, first));
+
+    // From the cache alone: no mirror; another time, umask and processor count.
     std::fs::copy(here.path("recipes/mitaka/test.lock"), there.path("recipes/mitaka/test.lock")).expect("the lock");
+    succeed(Command::new("cp").arg("-r").arg(here.path("recipes/mitaka/keys")).arg(there.path("recipes/mitaka")));
     succeed(Command::new("cp").arg("-r").arg(here.path("cache/packages")).arg(there.path("cache")));
     let other = "umask 077; exec taskset -c 0 faketime '+400 days' \"$@\"";
     let wrapper = ["unshare", "--net", "sh", "-c", other, "sh"];

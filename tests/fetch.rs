@@ -2,10 +2,10 @@
 //! what the manifest names, or nothing.
 
 use ed25519_dalek::SigningKey;
+use kiln::image::fetch::{Pauses, Source};
 use kiln::image::id::Digest;
 use kiln::image::manifest::{Image, Manifest};
 use kiln::image::sign;
-use kiln::netroot::fetch::{Pauses, Source};
 use kiln::sys::http::{Client, Timeouts};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -141,7 +141,7 @@ fn fetch(source: &Source, image: &Image, folder: &Path) -> anyhow::Result<Vec<St
     let found = source.image(image.id, &trusted())?;
     source.config(&found)?;
     for layer in found.layers() {
-        source.layer(layer, folder, &mut |text| said.push(text.to_string()))?;
+        source.blob(layer, folder, &mut |text| said.push(text.to_string()))?;
     }
     Ok(said)
 }

@@ -407,6 +407,12 @@ fn an_index_of_ours_is_createrepo_cs_and_dnf_reads_it() {
         (&first["repositories"][0]["index"], &first["repositories"][0]["packages"]),
         (&"made".into(), &2.into())
     );
+    let listed = succeed(kiln(&["ls", "--json"]).arg("--repos").arg(&repos));
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let named: Vec<&str> = listed["imports"].as_array().unwrap().iter().filter_map(|i| i["name"].as_str()).collect();
+    assert_eq!(named, ["one", "two"]);
+    assert_eq!(listed["imports"][0]["repositories"], again["repositories"]);
+    assert!(succeed(kiln(&["ls"]).arg("--repos").arg(&repos)).contains(&of(&first)));
     let ours = repos.join("one");
     assert_eq!(verify(path(&ours), &[]).status, 0);
 

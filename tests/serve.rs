@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::{Signer, SigningKey};
 use kiln::image::id::{Digest, ImageId};
 use kiln::image::manifest::*;
+use kiln::image::repository::Writer;
 use kiln::image::sign;
 use kiln::image::store::Store;
 use kiln::ledger::message::*;
@@ -92,6 +93,11 @@ impl Place {
 
 /// Puts a signed image of role `test` into a store.
 fn store_image(path: &Path, kernel: &[u8], tag: &str) -> ImageId {
+    store_image_with(path, kernel, tag, None)
+}
+
+/// The same with a preloaded repository.
+fn store_image_with(path: &Path, kernel: &[u8], tag: &str, repository: Option<&[u8]>) -> ImageId {
     let builder = SigningKey::from_bytes(&[7; 32]);
     let config = Config {
         kiln: "0".into(),
@@ -112,6 +118,7 @@ fn store_image(path: &Path, kernel: &[u8], tag: &str) -> ImageId {
         memory_min_mib: 512,
         unpacked_bytes: 1,
         packages: vec![],
+        preloaded: vec![],
         pinned_repositories: vec![],
         warnings: vec![],
     };
@@ -120,7 +127,7 @@ fn store_image(path: &Path, kernel: &[u8], tag: &str) -> ImageId {
         let (digest, size) = store.import_bytes(bytes).unwrap();
         Descriptor { media_type: media.into(), digest, size, annotations: BTreeMap::new() }
     };
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         schema_version: 2,
         media_type: MEDIA_MANIFEST.into(),
         artifact_type: MEDIA_IMAGE.into(),
@@ -128,6 +135,9 @@ fn store_image(path: &Path, kernel: &[u8], tag: &str) -> ImageId {
         layers: vec![blob(MEDIA_KERNEL, kernel), blob(MEDIA_INITRAMFS, b"initramfs"), blob(MEDIA_LAYER, b"layer")],
         annotations: BTreeMap::new(),
     };
+    if let Some(repository) = repository {
+        manifest = manifest.with_repositories(&[("base", store.import_bytes(repository).unwrap())]);
+    }
     let bytes = serde_json::to_vec(&manifest).unwrap();
     store.commit(&bytes, &sign::sign(&bytes, &builder), Some(tag)).unwrap()
 }
@@ -260,6 +270,36 @@ fn a_script_leads_to_blobs_that_curl_reads_in_pieces() {
     let code =
         |if_range: &str| curl(&["-o", "/dev/null", "-w", "%{http_code}", "-r", "5-9", "-H", if_range, &kernel]).1;
     assert_eq!((code(&etag).as_str(), code("If-Range: \"x\"").as_str()), ("206", "200"));
+}
+
+#[test]
+fn a_preloaded_repository_is_read_file_by_file() {
+    let place = Place::new();
+    let mut packed = Writer::new(Vec::new());
+    let files = [("repodata/repomd.xml", "<repomd/>"), ("Packages/libstdc++-4.8.rpm", "a package")];
+    for (path, text) in files {
+        packed.add(path, text.len() as u64, text.as_bytes()).unwrap();
+    }
+    let packed = packed.finish().unwrap();
+    let repository = Digest::of(&packed);
+    store_image_with(&place.path("store"), b"kernel", "preloaded", Some(&packed));
+    let server = Server::start(&place);
+    let get = |path: &str| server.get(&format!("/repos/{}/{path}", repository.hex()));
+    assert_eq!(get("repodata/repomd.xml"), (200, "<repomd/>".into()));
+    assert_eq!(get("Packages/libstdc%2b%2b-4.8.rpm"), (200, "a package".into()));
+    assert_eq!(get("/Packages/libstdc++-4.8.rpm"), (200, "a package".into()));
+    for nothing in ["", "Packages", "repodata/../repodata/repomd.xml", "%2e%2e/%2e%2e/index.json", "repodata/repomd.xm"]
+    {
+        assert_eq!(get(nothing).0, 404, "{nothing}");
+    }
+    // Of other blobs nothing is read as a repository, whatever they hold.
+    let layer = Digest::of(b"layer").hex();
+    assert_eq!(server.get(&format!("/repos/{layer}/repodata/repomd.xml")).0, 404);
+    let part = server.raw(&format!(
+        "GET /repos/{}/Packages/libstdc++-4.8.rpm HTTP/1.0\r\nRange: bytes=2-4\r\n\r\n",
+        repository.hex()
+    ));
+    assert!(part.starts_with("HTTP/1.1 206") && part.contains("bytes 2-4/9") && part.ends_with("pac"), "{part}");
 }
 
 #[test]

@@ -28,14 +28,15 @@ const STARRED: &[&str] = &[
     "repo/apt.rs",
     "repo/dnf.rs",
     "repo/family.rs",
-    "repo/preload.rs",
     // The store and the way in and out of it.
     "image/store.rs",
     "image/registry.rs",
     "image/archive.rs",
     "image/key.rs",
+    "image/fetch.rs",
     // The bake.
     "build/execute.rs",
+    "build/preload.rs",
     "build/squash.rs",
     "build/initramfs.rs",
     "build/chroot.rs",
@@ -49,7 +50,6 @@ const STARRED: &[&str] = &[
     "pxe/server.rs",
     // kiln-node before and after the switch.
     "netroot/init.rs",
-    "netroot/fetch.rs",
     "netroot/mount.rs",
     "netroot/network.rs",
     "netroot/modules.rs",

@@ -3,12 +3,12 @@
 
 use super::chroot::{self, Mounted, Work};
 use super::lint::{self, Finding, Subject};
-use super::plan::{self, Has, Inputs, Step};
+use super::plan::{self, Content, Has, Inputs, PlannedRepository, Step};
 use super::report::{Report, State};
 use super::tree::{Index, Kind, Node, Tree};
-use super::{family, initramfs, role, squash};
+use super::{family, initramfs, preload, role, squash};
 use crate::image::id::{Digest, ImageId};
-use crate::image::manifest::{Config, Descriptor, Manifest};
+use crate::image::manifest::{Config, Descriptor, Manifest, Preloaded};
 use crate::image::role::{ROLE_FILE, RoleFile};
 use crate::image::{sign, store::Store};
 use crate::overlay;
@@ -18,6 +18,7 @@ use crate::repo::{self, apt, fetch};
 use crate::sys::files;
 use anyhow::{Context, Result, bail};
 use ed25519_dalek::SigningKey;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +34,8 @@ pub struct Build<'a> {
     /// Public keys whose manifests the initramfs boots, base64.
     pub builders: &'a [String],
     pub cache: &'a Path,
+    /// The public keys of preloaded repositories, by the repository's id; a pinned one has none.
+    pub keys: &'a BTreeMap<String, Vec<u8>>,
     /// Asked for only when packages must be fetched.
     pub sources: &'a dyn Fn() -> Result<Sources>,
     pub report: &'a dyn Report,
@@ -49,6 +52,7 @@ impl Build<'_> {
             package: &|sha256| fetch::place(self.cache, sha256).exists(),
             stage: &|key| self.cached_stage(key).is_some(),
             initramfs: &|key| initramfs::place(self.cache, key).exists(),
+            repository: &|key| preload::cached(self.cache, key).is_some(),
         };
         Ok(plan::plan(self.locked, &self.inputs(&tool), tag, &has))
     }
@@ -63,7 +67,8 @@ impl Build<'_> {
         let tool = squash::tool_version()?;
         let stages = plan::stages(self.locked, &tool);
         let work = Work::new(self.cache)?;
-        self.part("fetch", || self.fetch(&stages))?;
+        let repositories = self.contents()?;
+        self.part("fetch", || self.fetch(&stages, &repositories))?;
         let mut layers: Vec<Layer> = Vec::new();
         for (i, stage) in stages.iter().enumerate() {
             let layer = match self.cached_stage(&stage.key) {
@@ -79,6 +84,8 @@ impl Build<'_> {
         let (kernel_release, kernel_file) = family::kernel(tree.path())?;
         let key_text = plan::initramfs_key(self.locked, &stages, &self.inputs(&tool));
         let made = self.initramfs(&key_text, tree.path(), &kernel_release)?;
+
+        let repositories = self.repositories(&work, repositories)?;
 
         self.report.event("role", State::Start, "");
         let index = squash::index(tree.path())?;
@@ -98,6 +105,7 @@ impl Build<'_> {
             node: self.node,
             memory_min_mib,
             epoch: self.locked.lock.epoch,
+            repositories: &repositories.iter().map(|r| self.source(r)).collect::<Vec<_>>(),
         };
         let items = role::items(&parts).map_err(|problems| {
             crate::recipe::problem::Problems(problems.into_iter().map(overlay_problem).collect())
@@ -131,10 +139,11 @@ impl Build<'_> {
             memory_min_mib,
             unpacked_bytes: index.values().map(|n| if let Kind::File(size) = n.kind { size } else { 0 }).sum(),
             packages: package_list(self.locked),
+            preloaded: repositories.iter().map(Repository::said).collect(),
             pinned_repositories: repo::family::pinned(&self.locked.recipe),
             warnings,
         };
-        self.part("commit", || commit(store, &config, &kernel_file, &made.file, &layers, key, tag))
+        self.part("commit", || commit(store, &config, &kernel_file, &made.file, (&layers, &repositories), key, tag))
     }
 
     /// Tells the beginning and the end of a part.
@@ -159,10 +168,60 @@ impl Build<'_> {
         Some(Layer { name: String::new(), size, digest: digest.trim().parse().ok()?, file })
     }
 
-    /// Brings the packages of every stage that must be made into the cache, whole.
-    fn fetch(&self, stages: &[plan::Stage]) -> Result<()> {
-        let wanted: Vec<&LockedPackage> =
-            stages.iter().filter(|s| self.cached_stage(&s.key).is_none()).flat_map(|s| &s.packages).collect();
+    /// What is to be preloaded, with its packages where it must be made.
+    fn contents(&self) -> Result<Vec<(PlannedRepository, Vec<LockedPackage>)>> {
+        let content = |planned: PlannedRepository| {
+            let packages = match &planned.content {
+                _ if preload::cached(self.cache, &planned.key).is_some() => Vec::new(),
+                Content::Closure(packages) => packages.clone(),
+                Content::Full(metadata) => (self.sources)()?.all(&planned.id, metadata, self.cache)?,
+            };
+            Ok((planned, packages))
+        };
+        plan::repositories(self.locked).into_iter().map(content).collect()
+    }
+
+    fn repositories(
+        &self,
+        work: &Work,
+        contents: Vec<(PlannedRepository, Vec<LockedPackage>)>,
+    ) -> Result<Vec<Repository>> {
+        let one = |(planned, packages): (PlannedRepository, Vec<LockedPackage>)| {
+            let name = format!("repository {}", planned.id);
+            let made = match preload::cached(self.cache, &planned.key) {
+                Some(made) => {
+                    self.report.event(&name, State::Cached, &planned.key[..12]);
+                    made
+                }
+                None => self.part(&name, || {
+                    let scratch = work.path.join(format!("repository-{}", planned.id));
+                    let packages: Vec<&LockedPackage> = packages.iter().collect();
+                    preload::make(&planned, &packages, self.cache, &scratch)
+                        .with_context(|| format!("preloading repository {}", planned.id))
+                })?,
+            };
+            Ok(Repository { planned, made })
+        };
+        contents.into_iter().map(one).collect()
+    }
+
+    /// How a node's yum finds it.
+    fn source(&self, repository: &Repository) -> role::Repository {
+        let id = &repository.planned.id;
+        role::Repository {
+            id: id.clone(),
+            digest: repository.made.note.digest,
+            key: self.keys.get(id).cloned(),
+            priority: self.locked.recipe.repositories.iter().find(|r| r.id == *id).map_or(99, |r| r.priority),
+        }
+    }
+
+    /// Brings the packages of everything that must be made into the cache, whole.
+    fn fetch(&self, stages: &[plan::Stage], repositories: &[(PlannedRepository, Vec<LockedPackage>)]) -> Result<()> {
+        let of_stages = stages.iter().filter(|s| self.cached_stage(&s.key).is_none()).flat_map(|s| &s.packages);
+        let mut wanted: Vec<&LockedPackage> = of_stages.chain(repositories.iter().flat_map(|(_, p)| p)).collect();
+        wanted.sort_by_key(|p| &p.sha256);
+        wanted.dedup_by_key(|p| &p.sha256);
         fetch::scrub(&wanted, self.cache)?;
         let missing = fetch::missing(&wanted, self.cache);
         if missing.is_empty() {
@@ -312,6 +371,19 @@ impl Layer {
     }
 }
 
+/// A preloaded repository that is made.
+struct Repository {
+    planned: PlannedRepository,
+    made: preload::Made,
+}
+
+impl Repository {
+    fn said(&self) -> Preloaded {
+        let Repository { planned, made } = self;
+        Preloaded { id: planned.id.clone(), preload: planned.content.word().into(), packages: made.note.packages }
+    }
+}
+
 struct Initramfs {
     file: PathBuf,
     unpacked: u64,
@@ -390,25 +462,32 @@ fn commit(
     config: &Config,
     kernel: &Path,
     initramfs: &Path,
-    layers: &[Layer],
+    (layers, repositories): (&[Layer], &[Repository]),
     key: &SigningKey,
     tag: &str,
 ) -> Result<ImageId> {
     let config = store.import_bytes(&serde_json::to_vec(config).context("writing the image's config")?)?;
     let kernel = store.import_file(kernel, None)?;
     let initramfs = store.import_file(initramfs, None)?;
+    let bring = |name: &str, file: &Path, digest: &Digest| -> Result<(Digest, u64)> {
+        if let Some(size) = store.claim(digest)? {
+            return Ok((*digest, size));
+        }
+        let shown = file.display();
+        let why = || format!("importing {name} (if it is damaged, remove {shown} and build again)");
+        store.import_file(file, Some(digest)).with_context(why)
+    };
     let mut blobs = Vec::new();
     for layer in layers {
-        let blob = match store.claim(&layer.digest)? {
-            Some(size) => (layer.digest, size),
-            None => store.import_file(&layer.file, Some(&layer.digest)).with_context(|| {
-                let (name, file) = (&layer.name, layer.file.display());
-                format!("importing layer {name} (if it is damaged, remove {file} and build again)")
-            })?,
-        };
+        let blob = bring(&format!("layer {}", layer.name), &layer.file, &layer.digest)?;
         blobs.push((layer.name.as_str(), blob));
     }
-    let manifest = Manifest::new(config, kernel, initramfs, &blobs);
+    let mut preloaded = Vec::new();
+    for Repository { planned, made } in repositories {
+        let blob = bring(&format!("repository {}", planned.id), &made.file, &made.note.digest)?;
+        preloaded.push((planned.id.as_str(), blob));
+    }
+    let manifest = Manifest::new(config, kernel, initramfs, &blobs).with_repositories(&preloaded);
     let manifest = serde_json::to_vec(&manifest).context("writing the manifest")?;
     store.commit(&manifest, &sign::sign(&manifest, key), Some(tag))
 }

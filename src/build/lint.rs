@@ -545,6 +545,7 @@ mod tests {
                 systems: vec![web],
                 templates: vec![Template { path: "/etc/web.conf.j2".into(), system: Some("web".into()) }],
                 memory_min_mib: 512,
+                repositories: Vec::new(),
             },
             packages: vec!["bash 5 amd64".into()],
             users: BTreeMap::from([("web".to_string(), 401)]),

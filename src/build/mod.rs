@@ -10,6 +10,7 @@ pub mod lint;
 pub mod modinfo;
 pub mod normalise;
 pub mod plan;
+pub mod preload;
 pub mod report;
 pub mod role;
 pub mod squash;

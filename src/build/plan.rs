@@ -3,13 +3,17 @@
 
 use crate::image::id::Digest;
 use crate::recipe::lock::{LockedPackage, LockedRecipe};
-use crate::recipe::{Compression, CompressionKind};
+use crate::recipe::{Compression, CompressionKind, Family, Preload};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Raised whenever the way from packages to a layer's bytes changes.
 pub const STAGE_FORMAT: u32 = 3;
 /// Raised whenever the way from a tree to an initramfs's bytes changes.
 pub const INITRAMFS_FORMAT: u32 = 1;
+
+/// Raised whenever the way from packages to a repository's bytes changes.
+pub const REPOSITORY_FORMAT: u32 = 1;
 
 /// What a plan depends on beside the locked recipe.
 #[derive(Clone, Debug)]
@@ -33,12 +37,41 @@ pub struct Stage {
     pub packages: Vec<LockedPackage>,
 }
 
+/// A repository that is preloaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedRepository {
+    /// Its id in the recipe.
+    pub id: String,
+    /// sha256 (hex) of everything that its bytes depend on: not of the recipe, so that roles share it.
+    pub key: String,
+    pub content: Content,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The lock's packages of this repository: with them all that a repair of any would install.
+    Closure(Vec<LockedPackage>),
+    /// All that its locked metadata (sha256 in hex) lists.
+    Full(String),
+}
+
+impl Content {
+    /// The recipe's word for it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Content::Closure(_) => "closure",
+            Content::Full(_) => "full",
+        }
+    }
+}
+
 /// One thing that a build does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Fetch { packages: usize, bytes: u64 },
     Stage { name: String, key: String, packages: usize, cached: bool },
     Initramfs { key: String, cached: bool },
+    Repository { id: String, word: &'static str, key: String, cached: bool },
     Role { overlays: Vec<String> },
     Lint,
     Commit { name: String },
@@ -53,6 +86,11 @@ pub fn broken_rules(locked: &LockedRecipe) -> Vec<String> {
         broken.push(
             "selinux: layers carry no labels, so nothing would be allowed: say \"permissive\" or \"disabled\"".into(),
         );
+    }
+    if recipe.distribution.family != Family::Yum {
+        for repository in recipe.repositories.iter().filter(|r| r.preload != Preload::None) {
+            broken.push(format!("preload: repository {}: only yum repositories can be preloaded", repository.id));
+        }
     }
     let Some((package, version)) = locked.lock.packages.iter().find_map(|p| Some((p, kernel_version(p)?))) else {
         return broken;
@@ -108,6 +146,37 @@ pub fn stages(locked: &LockedRecipe, squashfs_tools: &str) -> Vec<Stage> {
     stages
 }
 
+/// What is preloaded, in the recipe's order. A repository of which the role has nothing is left out.
+pub fn repositories(locked: &LockedRecipe) -> Vec<PlannedRepository> {
+    let mut planned = Vec::new();
+    for repository in &locked.recipe.repositories {
+        let mut text = format!("kiln repository {REPOSITORY_FORMAT}\n");
+        let content = match repository.preload {
+            Preload::None => continue,
+            Preload::Closure => {
+                let of = |p: &&LockedPackage| p.repository == repository.id;
+                let mut packages: Vec<LockedPackage> = locked.lock.packages.iter().filter(of).cloned().collect();
+                if packages.is_empty() {
+                    continue;
+                }
+                packages.sort_by(|a, b| a.path.cmp(&b.path)); // stages are a role's own
+                for p in &packages {
+                    text += &format!("package {} {}\n", p.sha256, p.path);
+                }
+                Content::Closure(packages)
+            }
+            Preload::Full => {
+                let of = locked.lock.repositories.iter().find(|r| r.id == repository.id);
+                let Some(metadata) = of.and_then(|r| r.metadata.first()) else { continue };
+                text += &format!("all of {metadata}\n");
+                Content::Full(metadata.clone())
+            }
+        };
+        planned.push(PlannedRepository { id: repository.id.clone(), key: Digest::of(text.as_bytes()).hex(), content });
+    }
+    planned
+}
+
 /// sha256 (hex) of everything that the initramfs depends on.
 pub fn initramfs_key(locked: &LockedRecipe, stages: &[Stage], inputs: &Inputs) -> String {
     let mut text = format!("kiln initramfs {INITRAMFS_FORMAT} {}\nnode {}\n", inputs.kiln, inputs.node);
@@ -125,18 +194,22 @@ pub fn initramfs_key(locked: &LockedRecipe, stages: &[Stage], inputs: &Inputs) -
 }
 
 /// Everything that the build will do. `has` tells whether the cache holds a package (by sha256), a
-/// stage or an initramfs (by key).
+/// stage, an initramfs or a repository (by key). What a full repository lacks is known only when its
+/// metadata is read.
 pub fn plan(locked: &LockedRecipe, inputs: &Inputs, tag: &str, has: &Has) -> Vec<Step> {
     let stages = stages(locked, inputs.squashfs_tools);
-    let missing: Vec<&LockedPackage> = stages
-        .iter()
-        .filter(|s| !(has.stage)(&s.key))
-        .flat_map(|s| &s.packages)
-        .filter(|p| !(has.package)(&p.sha256))
-        .collect();
+    let repositories = repositories(locked);
+    let of_repository = |r: &'_ PlannedRepository| match &r.content {
+        Content::Closure(packages) if !(has.repository)(&r.key) => packages.clone(),
+        _ => Vec::new(),
+    };
+    let of_stages = stages.iter().filter(|s| !(has.stage)(&s.key)).flat_map(|s| s.packages.clone());
+    let wanted = of_stages.chain(repositories.iter().flat_map(of_repository));
+    let missing: BTreeMap<String, u64> =
+        wanted.filter(|p| !(has.package)(&p.sha256)).map(|p| (p.sha256, p.size)).collect();
     let mut steps = Vec::new();
     if !missing.is_empty() {
-        steps.push(Step::Fetch { packages: missing.len(), bytes: missing.iter().map(|p| p.size).sum() });
+        steps.push(Step::Fetch { packages: missing.len(), bytes: missing.values().sum() });
     }
     for stage in &stages {
         steps.push(Step::Stage {
@@ -148,6 +221,9 @@ pub fn plan(locked: &LockedRecipe, inputs: &Inputs, tag: &str, has: &Has) -> Vec
     }
     let key = initramfs_key(locked, &stages, inputs);
     steps.push(Step::Initramfs { cached: (has.initramfs)(&key), key });
+    for PlannedRepository { id, key, content } in repositories {
+        steps.push(Step::Repository { cached: (has.repository)(&key), id, word: content.word(), key });
+    }
     steps.push(Step::Role { overlays: locked.recipe.overlays.clone() });
     steps.push(Step::Lint);
     steps.push(Step::Commit { name: format!("{}/{}:{tag}", locked.recipe.release, locked.recipe.role) });
@@ -159,6 +235,7 @@ pub struct Has<'a> {
     pub package: &'a dyn Fn(&str) -> bool,
     pub stage: &'a dyn Fn(&str) -> bool,
     pub initramfs: &'a dyn Fn(&str) -> bool,
+    pub repository: &'a dyn Fn(&str) -> bool,
 }
 
 fn compression(compression: &Compression) -> String {
@@ -179,6 +256,9 @@ impl fmt::Display for Step {
                 write!(f, "stage      {name}: {packages} packages, {} {}", how(cached), &key[..12.min(key.len())])
             }
             Step::Initramfs { key, cached } => write!(f, "initramfs  {} {}", how(cached), &key[..12.min(key.len())]),
+            Step::Repository { id, word, key, cached } => {
+                write!(f, "repository {id}: {word}, {} {}", how(cached), &key[..12.min(key.len())])
+            }
             Step::Role { overlays } => write!(f, "role       {}", overlays.join(" ")),
             Step::Lint => f.write_str("lint"),
             Step::Commit { name } => write!(f, "commit     {name}"),
@@ -286,15 +366,56 @@ mod tests {
             kiln: "0.1.0",
         };
         let base = keys(&locked)[0].clone();
-        let has = Has { package: &|sha256| sha256 == "bash-1", stage: &|key| key == base, initramfs: &|_| false };
+        let has = Has {
+            package: &|sha256| sha256 == "bash-1",
+            stage: &|key| key == base,
+            initramfs: &|_| false,
+            repository: &|_| false,
+        };
         let steps = plan(&locked, &inputs, "latest", &has);
         assert_eq!(steps[0], Step::Fetch { packages: 1, bytes: 3 << 20 });
         let shown: Vec<String> = steps.iter().map(Step::to_string).collect();
         assert!(shown[1].starts_with("stage      base: 1 packages, cached"), "{shown:?}");
         assert!(shown[2].starts_with("stage      infra: 1 packages, make"), "{shown:?}");
         assert_eq!(shown.last().unwrap(), "commit     zed/infra:latest");
-        let all = Has { package: &|_| true, stage: &|_| true, initramfs: &|_| true };
+        let all = Has { package: &|_| true, stage: &|_| true, initramfs: &|_| true, repository: &|_| true };
         assert!(!plan(&locked, &inputs, "latest", &all).iter().any(|s| matches!(s, Step::Fetch { .. })));
+    }
+
+    #[test]
+    fn a_repository_is_named_by_its_packages_whatever_role_and_stage_they_are_of() {
+        let mut locked = locked(3, 1000, "1");
+        locked.recipe.distribution.family = Family::Yum;
+        let repository = |id: &str, preload| crate::recipe::Repository {
+            id: id.into(),
+            url: crate::recipe::RepositoryUrl::Host,
+            suites: Vec::new(),
+            components: Vec::new(),
+            keyring: None,
+            trust: crate::recipe::Trust::Pinned,
+            preload,
+            exclude: Vec::new(),
+            priority: 50,
+        };
+        locked.recipe.repositories = vec![
+            repository("debian", Preload::Closure),
+            repository("unused", Preload::Closure),
+            repository("none", Preload::None),
+            repository("all", Preload::Full),
+        ];
+        let metadata = |id: &str| crate::recipe::lock::LockedRepository { id: id.into(), metadata: vec![id.into()] };
+        locked.lock.repositories = ["debian", "unused", "none", "all"].map(metadata).to_vec();
+        let planned = repositories(&locked);
+        let shown: Vec<(&str, &str)> = planned.iter().map(|r| (r.id.as_str(), r.content.word())).collect();
+        assert_eq!(shown, [("debian", "closure"), ("all", "full")]);
+        let mut other = locked.clone();
+        other.lock.packages.iter_mut().for_each(|p| p.stage = "base".into());
+        (other.lock.epoch, other.recipe.role) = (2000, "other".into());
+        assert_eq!(repositories(&other)[0].key, planned[0].key);
+        other.lock.packages[0].sha256 = "changed".into();
+        assert_ne!(repositories(&other)[0].key, planned[0].key);
+        locked.recipe.distribution.family = Family::Apt;
+        assert_eq!(broken_rules(&locked).len(), 3, "apt has no preloading");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 use super::squash::{Body, Item};
 use super::tree::{Kind, Tree};
 use super::users;
+use crate::image::id::Digest;
+use crate::image::repository::{NODE_DIR, PLACE_VARIABLE};
 use crate::image::role::{ROLE_FILE, RoleFile, Template};
 use crate::overlay;
 use crate::recipe::Recipe;
@@ -68,10 +70,54 @@ pub struct Parts<'a> {
     pub node: &'a [u8],
     pub memory_min_mib: u64,
     pub epoch: u64,
+    pub repositories: &'a [Repository],
+}
+
+/// A preloaded repository as a node's yum finds it.
+pub struct Repository {
+    /// Its id in the recipe.
+    pub id: String,
+    /// Of its blob.
+    pub digest: Digest,
+    /// Who signs its packages; `None`: the digests of the index are all.
+    pub key: Option<Vec<u8>>,
+    /// Lower wins.
+    pub priority: u32,
+}
+
+/// What yum knows of the preloaded repositories.
+pub const REPOSITORIES_FILE: &str = "etc/yum.repos.d/kiln.repo";
+
+fn key_file(repository: &Repository) -> String {
+    format!("etc/pki/rpm-gpg/RPM-GPG-KEY-kiln-{}", repository.id)
+}
+
+/// Where they lie is kiln-node's to say: dnf takes a repository with any `file:` address for a local
+/// one and asks no other.
+fn repositories(repositories: &[Repository]) -> String {
+    let mut text = String::from("# The repositories that this image was made from.\n");
+    for repository in repositories {
+        let Repository { id, digest, key, priority } = repository;
+        let hex = digest.hex();
+        text += &format!(
+            "\n[kiln-{id}]\nname={id}, as this image was made from it\nbaseurl=$kilnrepos/{hex}/\nenabled=1\n\
+             priority={priority}\n"
+        );
+        match key {
+            Some(_) => text += &format!("gpgcheck=1\ngpgkey=file:///{}\n", key_file(repository)),
+            None => text += "gpgcheck=0\n",
+        }
+    }
+    text
 }
 
 /// What the image says about its role.
-pub fn role_file(recipe: &Recipe, overlays: &overlay::Tree, memory_min_mib: u64) -> RoleFile {
+pub fn role_file(
+    recipe: &Recipe,
+    overlays: &overlay::Tree,
+    memory_min_mib: u64,
+    repositories: &[Repository],
+) -> RoleFile {
     let system = |overlay: &str| recipe.systems.iter().any(|s| s.name == overlay).then(|| overlay.to_string());
     let mut templates: Vec<(usize, Template)> = overlays
         .templates()
@@ -87,6 +133,7 @@ pub fn role_file(recipe: &Recipe, overlays: &overlay::Tree, memory_min_mib: u64)
         systems: recipe.systems.clone(),
         templates: templates.into_iter().map(|(_, t)| t).collect(),
         memory_min_mib,
+        repositories: repositories.iter().map(|r| r.digest).collect(),
     }
 }
 
@@ -100,7 +147,7 @@ pub fn items(parts: &Parts) -> Result<Vec<Item>, Vec<String>> {
     for (path, entry) in &parts.overlays.entries {
         layer.overlay(path, entry, &accounts);
     }
-    let role = role_file(parts.recipe, parts.overlays, parts.memory_min_mib);
+    let role = role_file(parts.recipe, parts.overlays, parts.memory_min_mib, parts.repositories);
     let mut json = serde_json::to_vec_pretty(&role).unwrap_or_default();
     json.push(b'\n');
     layer.add(ROLE_FILE.trim_start_matches('/'), 0o644, (0, 0), Body::Bytes(json));
@@ -111,6 +158,17 @@ pub fn items(parts: &Parts) -> Result<Vec<Item>, Vec<String>> {
     if let Some(mode) = parts.recipe.selinux.as_ref().filter(|_| !parts.overlays.entries.contains_key(SELINUX_FILE)) {
         let text = selinux_config(&parts.below.text(SELINUX_FILE).unwrap_or_default(), mode);
         layer.add(SELINUX_FILE, 0o644, (0, 0), Body::Bytes(text.into_bytes()));
+    }
+    if !parts.repositories.is_empty() {
+        let text = repositories(parts.repositories);
+        layer.add(REPOSITORIES_FILE, 0o644, (0, 0), Body::Bytes(text.into_bytes()));
+        let local = Body::Bytes(format!("file://{NODE_DIR}\n").into_bytes());
+        layer.add(PLACE_VARIABLE.trim_start_matches('/'), 0o644, (0, 0), local);
+    }
+    for repository in parts.repositories {
+        if let Some(key) = &repository.key {
+            layer.add(&key_file(repository), 0o644, (0, 0), Body::Bytes(key.clone()));
+        }
     }
     // Empty: systemd makes no first boot of it (219 knows no other word); the node's own id is bound over it.
     layer.add("etc/machine-id", 0o444, (0, 0), Body::Bytes(Vec::new()));
@@ -250,7 +308,22 @@ mod tests {
         let read = |path: &str| content.get(path).cloned();
         let tree = Tree { index: &nodes, read: &read };
         let recipe = recipe();
-        let parts = Parts { recipe: &recipe, overlays, below: &tree, node: b"elf", memory_min_mib: 512, epoch: 1000 };
+        let repository = |id: &str, key: Option<&str>| Repository {
+            id: id.into(),
+            digest: Digest::of(id.as_bytes()),
+            key: key.map(|k| k.into()),
+            priority: 10,
+        };
+        let repositories = [repository("signed", Some("a key")), repository("pinned", None)];
+        let parts = Parts {
+            recipe: &recipe,
+            overlays,
+            below: &tree,
+            node: b"elf",
+            memory_min_mib: 512,
+            epoch: 1000,
+            repositories: &repositories,
+        };
         let items = items(&parts)?;
         for (i, item) in items.iter().enumerate() {
             let parent = item.path.rsplit_once('/').map(|(p, _)| p);
@@ -285,6 +358,14 @@ mod tests {
             role.templates.iter().map(|t| (t.path.as_str(), t.system.as_deref())).collect();
         assert_eq!(templates, [("/etc/a.j2", None), ("/etc/web.conf.j2", Some("web"))]);
         assert!(found.values().all(|i| i.mtime == 1000));
+        let Body::Bytes(repo) = &found[REPOSITORIES_FILE].body else { panic!("kiln.repo is no file") };
+        let (repo, hex) = (String::from_utf8(repo.clone()).unwrap(), Digest::of(b"signed").hex());
+        assert!(repo.contains("[kiln-signed]\n") && repo.contains(&format!("baseurl=$kilnrepos/{hex}/\n")));
+        assert_eq!(repo.matches("gpgcheck=1\ngpgkey=file:///etc/pki/rpm-gpg/RPM-GPG-KEY-kiln-signed\n").count(), 1);
+        assert_eq!(repo.matches("gpgcheck=0\n").count(), 1);
+        assert!(PLACE_VARIABLE.ends_with("/kilnrepos") && found.contains_key(&PLACE_VARIABLE[1..]));
+        assert_eq!(role.repositories, [Digest::of(b"signed"), Digest::of(b"pinned")]);
+        assert_eq!(found["etc/pki/rpm-gpg/RPM-GPG-KEY-kiln-signed"].body, Body::Bytes(b"a key".to_vec()));
     }
 
     #[test]

@@ -8,13 +8,17 @@ use crate::build::{chroot, lint, plan};
 use crate::image::store::Store;
 use crate::image::{key, sign};
 use crate::overlay;
+use crate::recipe::{Preload, Recipe, Trust};
 use crate::repo::family::Sources;
 use crate::sys::{clock, files};
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// kiln-node is at most 8 MiB; a debug build is far larger.
 const NODE_MAX_BYTES: u64 = 256 << 20;
+/// A distribution's public keys.
+const KEY_MAX_BYTES: u64 = 1 << 20;
 
 /// Bakes an image from a locked recipe.
 #[derive(clap::Args)]
@@ -93,6 +97,7 @@ fn one(arguments: &Arguments, named: &recipes::Chosen, node: &[u8]) -> Result<()
         node,
         builders: &builders,
         cache: &places::cache(),
+        keys: &keys(recipe, named)?,
         sources: &|| {
             Sources::of(recipe, &mirrors, &|key| named.key(key)).map_err(|e| exit::error(Exit::Usage, format!("{e:#}")))
         },
@@ -114,6 +119,18 @@ fn one(arguments: &Arguments, named: &recipes::Chosen, node: &[u8]) -> Result<()
     }
     println!("{}/{}:{} {id}", recipe.release, recipe.role, arguments.tag);
     Ok(())
+}
+
+/// The public keys of the repositories that are preloaded.
+fn keys(recipe: &Recipe, named: &recipes::Chosen) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut keys = BTreeMap::new();
+    for repository in recipe.repositories.iter().filter(|r| r.preload != Preload::None) {
+        if let Trust::Signed { gpgkey: Some(file) } = &repository.trust {
+            let key = files::read_bounded(&named.key(file)?, KEY_MAX_BYTES);
+            keys.insert(repository.id.clone(), key.with_context(|| format!("reading {}'s key", repository.id))?);
+        }
+    }
+    Ok(keys)
 }
 
 /// The static kiln-node that goes into the image: the flag's, else the one beside this program.

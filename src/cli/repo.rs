@@ -4,6 +4,7 @@ use super::exit::{self, Exit};
 use super::{output, places};
 use crate::repo::finding::{Finding, Report};
 use crate::repo::gpgv::Keyring;
+use crate::repo::pin::{Import, Pinned};
 use crate::repo::place::Place;
 use crate::repo::verify::{apt, yum};
 use crate::repo::{import as taking, layout};
@@ -24,6 +25,15 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Verb {
+    /// List the repositories that were imported
+    Ls {
+        /// Where imports lie; else KILN_REPOS, /var/lib/kiln/repos, or below $XDG_DATA_HOME
+        #[arg(long, value_name = "DIR")]
+        repos: Option<PathBuf>,
+        /// One JSON document
+        #[arg(long)]
+        json: bool,
+    },
     /// Check every metadata file and package against checksum, size, signature and header
     Verify {
         /// A folder (all yum repositories and apt suites in it), or the URL of one repository or suite
@@ -55,6 +65,7 @@ enum Verb {
 
 pub fn run(arguments: Arguments) -> Result<()> {
     match arguments.verb {
+        Verb::Ls { repos, json } => list(&places::repos(repos), json),
         Verb::Verify { places, key, json } => verify(&places, &key, json),
         Verb::Import { source, name, repos, json } => import(&source, name.as_deref(), &places::repos(repos), json),
     }
@@ -131,6 +142,51 @@ fn check_pin(dir: &Path, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+const COLUMNS: [&str; 5] = ["URL", "PACKAGES", "SIZE", "INDEX", "METADATA"];
+
+/// A line a repository of an import.
+fn rows(folder: &Path, import: &Import) -> Vec<Vec<String>> {
+    let row = |r: &Pinned| {
+        vec![url(folder, r), r.packages.to_string(), output::size(r.bytes), index(r).into(), r.metadata.clone()]
+    };
+    import.repositories.iter().map(row).collect()
+}
+
+/// What a recipe writes.
+fn url(folder: &Path, pinned: &Pinned) -> String {
+    match pinned.path.as_str() {
+        "" => format!("file://{}", folder.display()),
+        path => format!("file://{}/{path}", folder.display()),
+    }
+}
+
+fn index(pinned: &Pinned) -> &'static str {
+    if pinned.made { "made" } else { "theirs" }
+}
+
+fn list(into: &Path, json: bool) -> Result<()> {
+    let mut imports = Vec::new();
+    if into.is_dir() {
+        for entry in std::fs::read_dir(into).with_context(|| format!("listing {}", into.display()))? {
+            let folder = entry.with_context(|| format!("listing {}", into.display()))?.path();
+            let name = folder.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_string();
+            if name.starts_with('.') || !folder.is_dir() {
+                continue; // an import that was cut off, the lock
+            }
+            if let Some(import) = taking::pinned(&folder)? {
+                imports.push((name, folder.canonicalize().unwrap_or(folder), import));
+            }
+        }
+    }
+    imports.sort_by(|a, b| a.0.cmp(&b.0));
+    if json {
+        let imports: Vec<JsonImport> = imports.iter().map(|(n, f, i)| JsonImport::of(n, f, None, i)).collect();
+        return output::json(&serde_json::json!({ "imports": imports }));
+    }
+    let rows: Vec<Vec<String>> = imports.iter().flat_map(|(_, folder, import)| rows(folder, import)).collect();
+    output::text(&output::table(&COLUMNS, &rows))
+}
+
 fn import(source: &Path, name: Option<&str>, into: &Path, json: bool) -> Result<()> {
     let file = source.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let name = name.unwrap_or_else(|| layout::name_of(file));
@@ -160,31 +216,13 @@ fn import(source: &Path, name: Option<&str>, into: &Path, json: bool) -> Result<
         }
         taking::Outcome::Done { folder, import, known, warnings } => {
             let folder = folder.canonicalize().unwrap_or(folder);
-            let url = |path: &str| match path {
-                "" => format!("file://{}", folder.display()),
-                path => format!("file://{}/{path}", folder.display()),
-            };
             if json {
-                let one = |r: &crate::repo::pin::Pinned| JsonImported {
-                    path: r.path.clone(),
-                    url: url(&r.path),
-                    metadata: r.metadata.clone(),
-                    index: if r.made { "made" } else { "theirs" },
-                    packages: r.packages,
-                    bytes: r.bytes,
-                };
-                let repositories = import.repositories.iter().map(one).collect();
-                return output::json(&JsonImport { name, folder: folder.display().to_string(), known, repositories });
+                return output::json(&JsonImport::of(name, &folder, Some(known), &import));
             }
             let mut text: String = warnings.iter().flat_map(Report::warnings).map(|f| line("warning", f)).collect();
             let said = if known { "already imported" } else { "imported" };
             text += &format!("{name}: {said}, {} repositories in {}\n", import.repositories.len(), folder.display());
-            let row = |r: &crate::repo::pin::Pinned| {
-                let index = if r.made { "made" } else { "theirs" };
-                vec![url(&r.path), r.packages.to_string(), output::size(r.bytes), index.into(), r.metadata.clone()]
-            };
-            let rows: Vec<Vec<String>> = import.repositories.iter().map(row).collect();
-            text += &output::table(&["URL", "PACKAGES", "SIZE", "INDEX", "METADATA"], &rows);
+            text += &output::table(&COLUMNS, &rows(&folder, &import));
             output::text(&(text + "use one in a recipe by its url with trust = \"pinned\", or with --mirror ID=URL\n"))
         }
     }
@@ -326,8 +364,25 @@ impl<'a> Json<'a> {
 struct JsonImport<'a> {
     name: &'a str,
     folder: String,
-    known: bool,
+    /// Of an import: whether it was there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    known: Option<bool>,
     repositories: Vec<JsonImported>,
+}
+
+impl JsonImport<'_> {
+    fn of<'a>(name: &'a str, folder: &Path, known: Option<bool>, import: &Import) -> JsonImport<'a> {
+        let one = |r: &Pinned| JsonImported {
+            path: r.path.clone(),
+            url: url(folder, r),
+            metadata: r.metadata.clone(),
+            index: index(r),
+            packages: r.packages,
+            bytes: r.bytes,
+        };
+        let repositories = import.repositories.iter().map(one).collect();
+        JsonImport { name, folder: folder.display().to_string(), known, repositories }
+    }
 }
 
 #[derive(Serialize)]

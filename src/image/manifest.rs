@@ -17,10 +17,14 @@ pub const MEDIA_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const MEDIA_KERNEL: &str = "application/vnd.kiln.kernel.v1";
 pub const MEDIA_INITRAMFS: &str = "application/vnd.kiln.initramfs.v1+cpio";
 pub const MEDIA_LAYER: &str = "application/vnd.kiln.layer.v1+squashfs";
-/// Annotation of a layer: its name (a stage's, or `role`).
+/// A preloaded repository: a plain tar (its packages are packed already) whose members are the files
+/// of one repository. No layer: it never lies in a node's memory.
+pub const MEDIA_REPOSITORY: &str = "application/vnd.kiln.repository.v1+tar";
+/// Annotation of a layer or repository: its name (a stage's, or `role`; the recipe's id).
 pub const ANNOTATION_NAME: &str = "io.kiln.name";
 
-/// The OCI manifest. `layers` holds the kernel, the initramfs, then the squashfs layers bottom up.
+/// The OCI manifest. `layers` holds the kernel, the initramfs, the squashfs layers bottom up, then
+/// the preloaded repositories.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
@@ -52,10 +56,7 @@ impl Manifest {
         initramfs: (Digest, u64),
         layers: &[(&str, (Digest, u64))],
     ) -> Manifest {
-        let named = layers.iter().map(|(name, blob)| {
-            let annotations = BTreeMap::from([(ANNOTATION_NAME.to_string(), name.to_string())]);
-            Descriptor { annotations, ..Descriptor::new(MEDIA_LAYER, *blob) }
-        });
+        let named = layers.iter().map(|(name, blob)| Descriptor::new(MEDIA_LAYER, *blob).named(name));
         let boot = [Descriptor::new(MEDIA_KERNEL, kernel), Descriptor::new(MEDIA_INITRAMFS, initramfs)];
         Manifest {
             schema_version: 2,
@@ -65,6 +66,13 @@ impl Manifest {
             layers: boot.into_iter().chain(named).collect(),
             annotations: BTreeMap::new(),
         }
+    }
+
+    /// With preloaded repositories (the recipe's id, the blob).
+    pub fn with_repositories(mut self, repositories: &[(&str, (Digest, u64))]) -> Manifest {
+        let named = repositories.iter().map(|(id, blob)| Descriptor::new(MEDIA_REPOSITORY, *blob).named(id));
+        self.layers.extend(named);
+        self
     }
 
     /// The bytes that the id is the digest of: sign and store these.
@@ -78,9 +86,15 @@ impl Descriptor {
         Descriptor { media_type: media_type.into(), digest, size, annotations: BTreeMap::new() }
     }
 
-    /// What it is, for people: `layer role`, `kernel`, `config`.
+    fn named(mut self, name: &str) -> Descriptor {
+        self.annotations.insert(ANNOTATION_NAME.into(), name.into());
+        self
+    }
+
+    /// What it is, for people: `layer role`, `repository base`, `kernel`, `config`.
     pub fn label(&self) -> String {
         match (self.media_type.as_str(), self.annotations.get(ANNOTATION_NAME)) {
+            (MEDIA_REPOSITORY, Some(id)) => format!("repository {id}"),
             (MEDIA_KERNEL, _) => "kernel".into(),
             (MEDIA_INITRAMFS, _) => "initramfs".into(),
             (MEDIA_CONFIG, _) => "config".into(),
@@ -128,12 +142,25 @@ pub struct Config {
     pub unpacked_bytes: u64,
     /// `name version arch`, sorted.
     pub packages: Vec<String>,
+    /// What was preloaded, in the recipe's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preloaded: Vec<Preloaded>,
     /// Repository ids that are trusted by a pinned digest only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pinned_repositories: Vec<String>,
     /// Warnings of the lints, as shown at bake time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+/// A preloaded repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preloaded {
+    /// Its id in the recipe.
+    pub id: String,
+    /// `closure` or `full`.
+    pub preload: String,
+    pub packages: usize,
 }
 
 /// A manifest whose bytes hash to its id and whose shape is an image's of ours.
@@ -154,12 +181,16 @@ impl Image {
             return Err(format!("manifest's config is of type {}, not {MEDIA_CONFIG}", manifest.config.media_type));
         }
         let types: Vec<&str> = manifest.layers.iter().map(|l| l.media_type.as_str()).collect();
-        let shape = types.len() >= 3
-            && types[0] == MEDIA_KERNEL
-            && types[1] == MEDIA_INITRAMFS
-            && types[2..].iter().all(|t| *t == MEDIA_LAYER);
+        let repositories = types.iter().rev().take_while(|t| **t == MEDIA_REPOSITORY).count();
+        let layers = &types[..types.len() - repositories];
+        let shape = layers.len() >= 3
+            && layers[0] == MEDIA_KERNEL
+            && layers[1] == MEDIA_INITRAMFS
+            && layers[2..].iter().all(|t| *t == MEDIA_LAYER);
         if !shape {
-            return Err("manifest must list a kernel, an initramfs and at least one squashfs layer".into());
+            return Err(
+                "manifest must list a kernel, an initramfs, at least one squashfs layer, then repositories".into()
+            );
         }
         Ok(Image { id: Digest::of(bytes), manifest })
     }
@@ -174,10 +205,20 @@ impl Image {
 
     /// The squashfs layers, lowest first.
     pub fn layers(&self) -> &[Descriptor] {
-        &self.manifest.layers[2..]
+        &self.manifest.layers[2..self.repositories_start()]
     }
 
-    /// Every blob of the image: config, kernel, initramfs, layers.
+    /// The preloaded repositories.
+    pub fn repositories(&self) -> &[Descriptor] {
+        &self.manifest.layers[self.repositories_start()..]
+    }
+
+    fn repositories_start(&self) -> usize {
+        let layers = &self.manifest.layers;
+        layers.iter().position(|l| l.media_type == MEDIA_REPOSITORY).unwrap_or(layers.len())
+    }
+
+    /// Every blob of the image: config, kernel, initramfs, layers, repositories.
     pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         std::iter::once(&self.manifest.config).chain(&self.manifest.layers)
     }

@@ -1,5 +1,6 @@
 //! What a baked image says about its role to kiln-node: `/usr/lib/kiln/role.json`.
 
+use super::id::Digest;
 use crate::recipe::System;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,9 @@ pub struct RoleFile {
     pub templates: Vec<Template>,
     /// Least memory of a node, MiB.
     pub memory_min_mib: u64,
+    /// Blobs of the preloaded repositories.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<Digest>,
 }
 
 /// A template and the system whose secrets it may use (`None`: a recipe's overlay, no secrets).

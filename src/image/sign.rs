@@ -41,10 +41,7 @@ pub fn sign(manifest: &[u8], key: &SigningKey) -> Envelope {
 
 /// The manifest bytes of an envelope that one of the `trusted` keys (base64) signed.
 pub fn open(envelope: &Envelope, trusted: &[String]) -> Result<Vec<u8>, String> {
-    if envelope.payload_type != MEDIA_MANIFEST {
-        return Err(format!("signed payload is of type {:?}, not {MEDIA_MANIFEST}", envelope.payload_type));
-    }
-    let payload = BASE64.decode(&envelope.payload).map_err(|e| format!("payload is not base64: {e}"))?;
+    let payload = payload(envelope)?;
     let message = pae(&envelope.payload_type, &payload);
     let mut mismatch = None;
     for signature in envelope.signatures.iter().filter(|s| trusted.contains(&s.keyid)) {
@@ -61,6 +58,14 @@ pub fn open(envelope: &Envelope, trusted: &[String]) -> Result<Vec<u8>, String> 
     }
     let signers: Vec<&str> = envelope.signatures.iter().map(|s| s.keyid.as_str()).collect();
     Err(format!("manifest is signed by {signers:?}, none of which this image trusts ({trusted:?})"))
+}
+
+/// The manifest bytes, whoever signed them.
+pub fn payload(envelope: &Envelope) -> Result<Vec<u8>, String> {
+    if envelope.payload_type != MEDIA_MANIFEST {
+        return Err(format!("signed payload is of type {:?}, not {MEDIA_MANIFEST}", envelope.payload_type));
+    }
+    BASE64.decode(&envelope.payload).map_err(|e| format!("payload is not base64: {e}"))
 }
 
 /// base64 of the 32 bytes.

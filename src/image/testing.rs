@@ -47,6 +47,7 @@ pub fn image_of(release: &str, role: &str, number: u8, layer: Vec<u8>) -> TestIm
         memory_min_mib: 512,
         unpacked_bytes: 1_000_000,
         packages: vec!["systemd 252 amd64".into()],
+        preloaded: vec![],
         pinned_repositories: vec![],
         warnings: vec![],
     };

@@ -6,6 +6,7 @@ mod link;
 mod place;
 mod register;
 mod report;
+mod repositories;
 mod scripts;
 
 use self::link::Link;
@@ -163,6 +164,9 @@ impl Agent {
         registration.client(&self.handover, PHASE_TIMEOUTS)?;
         let generation = registration.answer.generation;
         self.console.say(&format!("{} of generation {generation}", self.handover.go.node));
+        if let Err(e) = repositories::place(&self.role, &self.handover) {
+            eprintln!("telling yum where its repositories are: {e:#}");
+        }
         place::place(&self.role, &registration.answer, &mut |text| self.console.say(text))
     }
 
@@ -188,7 +192,7 @@ impl Agent {
             self.register_later(&mut registers, Duration::ZERO);
         }
         let reporter = Reporter::start(link.clone(), self.sender.clone());
-        let (mut last_phase, mut said) = (Phase::Register, None);
+        let (mut last_phase, mut said, mut brings) = (Phase::Register, None, false);
         loop {
             for action in node.due(monotonic_ms()) {
                 self.start(action, &scripts, &link);
@@ -196,6 +200,10 @@ impl Agent {
             let report = self.report(&mut node, false, &mut said, &mut last_phase);
             if let Some(report) = report {
                 reporter.set(report);
+            }
+            if last_phase == Phase::Ready && !brings {
+                brings = true;
+                repositories::bring_later(&self.role, &self.handover);
             }
             let now = monotonic_ms();
             if !registers.running && registers.renewal.wait(now).is_zero() {

@@ -3,10 +3,10 @@
 //! it becomes the role's own init.
 
 use super::cmdline::{self, Cmdline};
-use super::fetch::Source;
 use super::modules::Loader;
 use super::mount::{self, NEWROOT, RUN};
 use super::{Held, disk, memory, network, state};
+use crate::image::fetch::Source;
 use crate::image::manifest::Image;
 use crate::ledger::message::{
     BootAnswer, BootGo, BootRequest, DETAIL_MAX_BYTES, Disk, DiskAnswer, DiskRequest, HANDOVER_FILE, Handover, Phase,
@@ -185,7 +185,7 @@ impl Boot {
         let console = &self.console;
         let mut layers = Vec::new();
         for layer in image.layers() {
-            layers.push(source.layer(layer, &folder, &mut |text| console.say(text))?);
+            layers.push(source.blob(layer, &folder, &mut |text| console.say(text))?);
         }
         self.layers = layers;
         self.upper_bytes = plan.upper_bytes;

@@ -1,9 +1,8 @@
-//! kiln-node in the initramfs: modules, network, fetch, verify, mount, state disk, switch to the role.
+//! kiln-node in the initramfs: modules, network, layers fetched and mounted, state disk, switch to the role.
 
 pub mod cmdline;
 pub mod disk;
 pub mod disk_choice;
-pub mod fetch;
 pub mod init;
 pub mod memory;
 pub mod modules;

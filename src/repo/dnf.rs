@@ -9,16 +9,17 @@ use super::place::{Found, Place};
 use super::rpm::facts::Nevra;
 use super::verify::packages::{self, Identity, Listed};
 use super::verify::yum::{self as check, METADATA_MAX_BYTES, REPOMD, REPOMD_MAX_BYTES};
+use super::yum::primary::Packages;
 use super::yum::repomd::{self, MetadataFile};
 use super::yum::solve::{self, Question, Stated};
-use super::{digest, fetch};
+use super::{digest, fetch, unpack};
 use crate::recipe::lock::{Lock, LockedPackage};
 use crate::recipe::{Recipe, RepositoryUrl, Trust};
 use crate::sys::{command, files};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -28,6 +29,8 @@ use std::time::Duration;
 /// Read by Debian's own Python: another in PATH lacks the host's modules.
 const PYTHON: &str = "/usr/bin/python3";
 const SOLVER: &str = include_str!("dnf.py");
+/// Of metadata that is kept in the cache, in a folder named by its digest.
+const KEPT_REPOMD: &str = "repomd.xml";
 /// Loading Fedora's metadata takes half a minute on an old machine.
 const SOLVE_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -114,6 +117,80 @@ fn ask(question: &Question, home: &Path) -> Result<solve::Answer> {
     serde_json::from_slice(&output.stdout).context("reading dnf's answer")
 }
 
+/// Every package of a repository, as the metadata (sha256 in hex) that the lock names lists them: from
+/// the cache, or from the mirror while that carries the same.
+pub fn all(sources: &[Source], repository: &str, locked: &str, cache: &Path) -> Result<Vec<LockedPackage>> {
+    let folder = cache.join("yum");
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let _lock = files::lock(&folder.join("kiln.lock"))?;
+    let primary = match kept_primary(&folder.join(locked), locked)? {
+        Some(primary) => primary,
+        None => {
+            let source = sources.iter().find(|s| s.repository == repository);
+            let source = source.with_context(|| format!("the recipe has no repository {repository}"))?;
+            let found = metadata(source, &folder, &|_| {})?;
+            if found.stated.digest != locked {
+                let now = found.stated.digest;
+                bail!(
+                    "repository {repository}: its metadata is {now} now, the lock says {locked}; run kiln lock --update"
+                );
+            }
+            found.primary
+        }
+    };
+    let reading = || format!("reading repository {repository}'s primary.xml");
+    let packed = BufReader::new(File::open(&primary).with_context(reading)?);
+    let xml = unpack::open(packed, METADATA_MAX_BYTES).with_context(reading)?;
+    let mut listed = Packages::new(BufReader::new(xml)).map_err(anyhow::Error::msg).with_context(reading)?;
+    let mut packages = Vec::new();
+    while let Some(entry) = listed.next_package().map_err(anyhow::Error::msg).with_context(reading)? {
+        let p = entry.map_err(anyhow::Error::msg).with_context(reading)?;
+        if p.checksum.kind != Kind::Sha256 {
+            bail!(
+                "repository {repository}: its metadata has no SHA-256 of {}: let kiln repo import index it anew",
+                p.href
+            );
+        }
+        packages.push(LockedPackage {
+            name: p.nevra.name,
+            version: format!("{}:{}-{}", p.nevra.epoch, p.nevra.version, p.nevra.release),
+            arch: p.nevra.arch,
+            sha256: p.checksum.hex,
+            size: p.size,
+            path: p.href,
+            repository: repository.into(),
+            stage: String::new(),
+        });
+    }
+    Ok(packages)
+}
+
+/// The primary.xml of metadata that passed its checks when it was kept, if it still is whole.
+fn kept_primary(kept: &Path, digest: &str) -> Result<Option<PathBuf>> {
+    let file = kept.join(KEPT_REPOMD);
+    if !file.is_file() {
+        return Ok(None);
+    }
+    let bytes = files::read_bounded(&file, REPOMD_MAX_BYTES)?;
+    if digest::of(Kind::Sha256, &bytes).hex != digest {
+        return Ok(None);
+    }
+    let repomd = repomd::parse(&bytes[..]).map_err(anyhow::Error::msg)?;
+    let Some(listed) = repomd.file("primary") else { return Ok(None) };
+    let primary = kept.join(file_name(listed));
+    Ok(if primary.is_file() && is_whole(&primary, listed)? { Some(primary) } else { None })
+}
+
+fn file_name(listed: &MetadataFile) -> &str {
+    listed.href.rsplit('/').next().unwrap_or_default()
+}
+
+fn is_whole(path: &Path, listed: &MetadataFile) -> Result<bool> {
+    let mut hashed = Hashed::new(File::open(path)?, listed.checksum.kind);
+    std::io::copy(&mut hashed, &mut std::io::sink())?;
+    Ok(hashed.finish().0 == listed.checksum)
+}
+
 /// Metadata files that passed their checks.
 struct Metadata {
     stated: Stated,
@@ -146,7 +223,7 @@ fn metadata(source: &Source, folder: &Path, say: &dyn Fn(&str)) -> Result<Metada
         bring(&place, listed, &kept)
     };
     let (primary, filelists) = (file("primary")?, file("filelists")?);
-    let shown = kept.join("repomd.xml");
+    let shown = kept.join(KEPT_REPOMD);
     fs::write(&shown, &bytes).with_context(|| format!("writing {}", shown.display()))?;
     let stated = Stated { repository: source.repository.clone(), digest, date: repomd.timestamp() };
     Ok(Metadata { stated, repomd: shown, primary, filelists })
@@ -161,20 +238,14 @@ fn refuse(report: &Report) -> Result<()> {
 
 /// Brings a metadata file into `folder`, whole; its ending tells how it is packed.
 fn bring(place: &Place, listed: &MetadataFile, folder: &Path) -> Result<PathBuf> {
-    let name = listed.href.rsplit('/').next().unwrap_or_default();
-    let to = folder.join(name);
-    let whole = |path: &Path| -> Result<bool> {
-        let mut hashed = Hashed::new(File::open(path)?, listed.checksum.kind);
-        std::io::copy(&mut hashed, &mut std::io::sink())?;
-        Ok(hashed.finish().0 == listed.checksum)
-    };
-    if to.is_file() && whole(&to)? {
+    let to = folder.join(file_name(listed));
+    if to.is_file() && is_whole(&to, listed)? {
         return Ok(to);
     }
     let max = listed.size.unwrap_or(METADATA_MAX_BYTES).min(METADATA_MAX_BYTES);
     let mut new = tempfile::NamedTempFile::new_in(folder).context("creating a metadata file")?;
     save(place, &listed.href, max, new.as_file_mut())?;
-    if !whole(new.path())? {
+    if !is_whole(new.path(), listed)? {
         bail!("{} is not what {REPOMD} says ({}): the mirror is changing or damaged", listed.href, listed.checksum);
     }
     new.persist(&to).with_context(|| format!("writing {}", to.display()))?;

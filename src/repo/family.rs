@@ -4,7 +4,7 @@
 use super::{apt, dnf, fetch, sources};
 use crate::recipe::lock::{Lock, LockedPackage};
 use crate::recipe::{Family, Recipe, Trust};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,14 @@ impl Sources {
         match self {
             Sources::Apt(sources) => apt::resolve(recipe, sources, cache, say),
             Sources::Yum(sources) => dnf::resolve(recipe, sources, cache, say),
+        }
+    }
+
+    /// Every package of a repository, as the metadata (sha256 in hex) that the lock names lists them.
+    pub fn all(&self, repository: &str, metadata: &str, cache: &Path) -> Result<Vec<LockedPackage>> {
+        match self {
+            Sources::Apt(_) => bail!("repository {repository}: only yum repositories can be preloaded"),
+            Sources::Yum(sources) => dnf::all(sources, repository, metadata, cache),
         }
     }
 

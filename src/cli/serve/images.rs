@@ -2,6 +2,7 @@
 //! images must stay.
 
 use crate::image::id::{Digest, ImageId};
+use crate::image::repository::{Member, members};
 use crate::image::store::Store;
 use crate::ledger::event::UsedImage;
 use crate::sys::clock::monotonic_ms;
@@ -9,11 +10,14 @@ use crate::sys::files::write_atomic;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A blob that is not known is looked for in the store again at most this often, ms.
 const REFRESH_MS: u64 = 1000;
+/// Preloaded repositories whose files are known by name; each is some MB for a whole distribution.
+const REPOSITORIES_MAX: usize = 16;
 
 /// What an image is, for the ledger; with its release and role.
 pub struct Looked {
@@ -45,17 +49,21 @@ pub fn look_up(store: &Store, reference: &str) -> Result<Looked> {
 pub struct Blobs {
     store: Arc<Store>,
     known: Mutex<Known>,
+    /// By the repository's blob.
+    repositories: Mutex<BTreeMap<Digest, Arc<BTreeMap<String, Member>>>>,
 }
 
 #[derive(Default)]
 struct Known {
     sizes: BTreeMap<Digest, u64>,
+    /// Those of them that are preloaded repositories.
+    repositories: BTreeSet<Digest>,
     looked_ms: Option<u64>,
 }
 
 impl Blobs {
     pub fn new(store: Arc<Store>) -> Blobs {
-        Blobs { store, known: Mutex::default() }
+        Blobs { store, known: Mutex::default(), repositories: Mutex::default() }
     }
 
     /// An open blob and the length that its image gives it.
@@ -64,8 +72,33 @@ impl Blobs {
         self.store.open_blob(digest).ok().map(|file| (file, size))
     }
 
+    /// A file of a preloaded repository: its open blob, the blob's length, where the file lies in it.
+    pub fn member(&self, digest: &Digest, path: &str) -> Option<(File, u64, Member)> {
+        let (file, size) = self.open(digest)?;
+        if !self.known().repositories.contains(digest) {
+            return None;
+        }
+        let mut repositories = self.repositories.lock().unwrap_or_else(|e| e.into_inner());
+        let members = match repositories.get(digest) {
+            Some(members) => members.clone(),
+            None => {
+                let found = members(BufReader::new(self.store.open_blob(digest).ok()?));
+                let found = found.inspect_err(|why| tracing::warn!("http: blob {digest}: {why}")).ok()?;
+                if repositories.len() >= REPOSITORIES_MAX {
+                    repositories.clear(); // read again by those that are asked for
+                }
+                repositories.entry(*digest).or_insert(Arc::new(found)).clone()
+            }
+        };
+        members.get(path).map(|member| (file, size, *member))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     fn size(&self, digest: &Digest) -> Option<u64> {
-        let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
+        let mut known = self.known();
         if let Some(size) = known.sizes.get(digest) {
             return Some(*size);
         }
@@ -74,8 +107,8 @@ impl Blobs {
             return None;
         }
         known.looked_ms = Some(now);
-        match sizes(&self.store) {
-            Ok(sizes) => known.sizes = sizes,
+        match look(&self.store) {
+            Ok((sizes, repositories)) => (known.sizes, known.repositories) = (sizes, repositories),
             Err(error) => tracing::warn!("http: listing the store: {error:#}"),
         }
         known.sizes.get(digest).copied()
@@ -88,12 +121,14 @@ impl Blobs {
     }
 }
 
-fn sizes(store: &Store) -> Result<BTreeMap<Digest, u64>> {
-    let mut sizes = BTreeMap::new();
+fn look(store: &Store) -> Result<(BTreeMap<Digest, u64>, BTreeSet<Digest>)> {
+    let (mut sizes, mut repositories) = (BTreeMap::new(), BTreeSet::new());
     for entry in store.list()? {
-        sizes.extend(store.image(&entry.id)?.blobs().map(|blob| (blob.digest, blob.size)));
+        let image = store.image(&entry.id)?;
+        sizes.extend(image.blobs().map(|blob| (blob.digest, blob.size)));
+        repositories.extend(image.repositories().iter().map(|blob| blob.digest));
     }
-    Ok(sizes)
+    Ok((sizes, repositories))
 }
 
 /// `images-in-use.json` of the state folder, which `kiln image gc` reads.

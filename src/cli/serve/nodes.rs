@@ -2,6 +2,7 @@
 
 use super::images::Blobs;
 use crate::image::id::{Digest, ImageId};
+use crate::image::repository::Member;
 use crate::ledger::decide::{Answer, Command, Why};
 use crate::ledger::event::Asked;
 use crate::ledger::message::PhaseReport;
@@ -89,6 +90,10 @@ impl Plain for Nodes {
 
     fn blob(&self, digest: &Digest) -> Option<(File, u64)> {
         self.blobs.open(digest)
+    }
+
+    fn repository(&self, digest: &Digest, path: &str) -> Option<(File, u64, Member)> {
+        self.blobs.member(digest, path)
     }
 
     fn manifest(&self, id: &ImageId) -> Option<Vec<u8>> {

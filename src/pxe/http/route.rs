@@ -13,6 +13,8 @@ pub enum Route {
     Script(ScriptQuery),
     Blob(Digest),
     Manifest(ImageId),
+    /// A file of a preloaded repository: the repository's blob, the path in it.
+    Repository(Digest, String),
     /// A boot loader by its name.
     Loader(String),
     Phase,
@@ -61,6 +63,10 @@ pub fn route(method: &str, target: &str) -> Result<Route, RouteError> {
         ["boot", "script"] => Route::Script(script_query(query)?),
         ["blobs", "sha256", hex] => Route::Blob(digest(hex)?),
         ["images", id, "manifest"] => Route::Manifest(digest(id)?),
+        ["repos", id, .., _] => {
+            let path = decode(&parts[2..].join("/")).ok_or(RouteError::NotFound)?;
+            Route::Repository(digest(id)?, path)
+        }
         ["loaders", name] => Route::Loader(name.to_string()),
         ["v1", "phase"] => Route::Phase,
         _ => return Err(RouteError::NotFound),
@@ -133,6 +139,11 @@ mod tests {
         assert_eq!(route("GET", &format!("http://10.0.0.1:8080/blobs/sha256/{hex}")), Ok(blob));
         assert_eq!(route("GET", &format!("/images/sha256:{hex}/manifest")), Ok(Route::Manifest(hex.parse().unwrap())));
         assert_eq!(route("GET", "/loaders/snponly.efi"), Ok(Route::Loader("snponly.efi".into())));
+        let file = |path: &str| Ok(Route::Repository(hex.parse().unwrap(), path.into()));
+        assert_eq!(route("GET", &format!("/repos/{hex}/repodata/repomd.xml")), file("repodata/repomd.xml"));
+        assert_eq!(route("HEAD", &format!("/repos/{hex}//Packages/a%2b%2B-1.rpm")), file("Packages/a++-1.rpm"));
+        assert_eq!(route("GET", &format!("/repos/{hex}/")), Err(RouteError::NotFound));
+        assert_eq!(route("GET", &format!("/repos/{hex}/a%0a")), Err(RouteError::NotFound));
         assert_eq!(route("POST", "/v1/phase"), Ok(Route::Phase));
         assert_eq!(route("GET", "/v1/phase"), Err(RouteError::Method("POST")));
         assert_eq!(route("PUT", &format!("/blobs/sha256/{hex}")), Err(RouteError::Method("GET, HEAD")));

@@ -6,6 +6,7 @@
 use super::range::{Part, part};
 use super::route::{Route, RouteError, ScriptQuery, route};
 use crate::image::id::{Digest, ImageId};
+use crate::image::repository::Member;
 use crate::ledger::message::{PhaseReport, Refusal};
 use crate::ledger::timeline;
 use crate::pxe::counters::Counters;
@@ -74,6 +75,9 @@ pub trait Plain: Send + Sync + 'static {
     fn phase(&self, report: PhaseReport) -> impl Future<Output = Result<(), (u16, String)>> + Send;
     /// A blob of an image, with the length that it must have.
     fn blob(&self, digest: &Digest) -> Option<(File, u64)>;
+    /// A file of a preloaded repository: its blob, with the length that it must have, and the file's
+    /// place in it.
+    fn repository(&self, digest: &Digest, path: &str) -> Option<(File, u64, Member)>;
     /// The signed manifest.
     fn manifest(&self, id: &ImageId) -> Option<Vec<u8>>;
     fn loader(&self, name: &str) -> Option<Arc<[u8]>>;
@@ -294,7 +298,14 @@ impl<P: Plain> Connection<P> {
         Ok(match route {
             Route::Script(query) => self.script(query).await,
             Route::Phase => self.phase(&body).await,
-            Route::Blob(digest) => self.blob(head, &digest),
+            Route::Blob(digest) => match self.plain.blob(&digest) {
+                Some((file, size)) => self.blob(head, &digest, file, size, Member { start: 0, size }),
+                None => Reply::plain(404, "no such blob here"),
+            },
+            Route::Repository(digest, path) => match self.plain.repository(&digest, &path) {
+                Some((file, size, member)) => self.blob(head, &digest, file, size, member),
+                None => Reply::plain(404, "no such file of a preloaded repository here"),
+            },
             Route::Manifest(id) => match self.plain.manifest(&id) {
                 Some(bytes) => whole(bytes.into(), "application/json", head, &format!("\"{id}\"")),
                 None => Reply::plain(404, format!("no image {id} here")),
@@ -362,17 +373,17 @@ impl<P: Plain> Connection<P> {
         }
     }
 
-    fn blob(&self, head: &Head, digest: &Digest) -> Reply {
-        let Some((file, size)) = self.plain.blob(digest) else { return Reply::plain(404, "no such blob here") };
+    /// A part of a blob that is `whole` bytes long, or a range of that part.
+    fn blob(&self, head: &Head, digest: &Digest, file: File, whole: u64, of: Member) -> Reply {
         match file.metadata() {
-            Ok(metadata) if metadata.len() == size => {}
+            Ok(metadata) if metadata.len() == whole && of.start.checked_add(of.size).is_some_and(|e| e <= whole) => {}
             _ => {
                 self.plain.counters().add("http_errors", "damaged-blob");
-                tracing::warn!("http: blob {digest} is not {size} bytes long: next: kiln image verify");
+                tracing::warn!("http: blob {digest} is not {whole} bytes long: next: kiln image verify");
                 return Reply::plain(500, "this blob is damaged; the server's operator must look");
             }
         }
-        let etag = format!("\"{digest}\"");
+        let etag = if of.size == whole { format!("\"{digest}\"") } else { format!("\"{digest}+{}\"", of.start) };
         let unchanged = |reply: Reply| {
             reply.with("ETag", etag.clone()).with("Cache-Control", "public, max-age=31536000, immutable")
         };
@@ -380,13 +391,13 @@ impl<P: Plain> Connection<P> {
             return unchanged(Reply { status: 304, headers: vec![], body: Body::Bytes(Arc::default()), close: false });
         }
         let headers = vec![("Content-Type", "application/octet-stream".into()), ("Accept-Ranges", "bytes".into())];
+        let size = of.size;
+        let body = |start: u64, end: u64| Body::File { file, start: of.start + start, end: of.start + end };
         match part(range_of(head), head.if_range.as_deref(), &etag, size) {
-            Part::Whole => {
-                unchanged(Reply { status: 200, headers, body: Body::File { file, start: 0, end: size }, close: false })
-            }
+            Part::Whole => unchanged(Reply { status: 200, headers, body: body(0, size), close: false }),
             Part::Some { start, end } => {
                 let range = format!("bytes {start}-{}/{size}", end - 1);
-                unchanged(Reply { status: 206, headers, body: Body::File { file, start, end }, close: false })
+                unchanged(Reply { status: 206, headers, body: body(start, end), close: false })
                     .with("Content-Range", range)
             }
             Part::Unsatisfiable => {

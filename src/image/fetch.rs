@@ -1,9 +1,9 @@
-//! Fetches an image: the signed manifest, its config, then every layer by range with resume into
-//! memory. Nothing is handed on that was not verified. Mounts nothing.
+//! Fetches an image from a server: the signed manifest, its config, then blobs by range with resume
+//! into a folder. Nothing is handed on that was not verified.
 
-use crate::image::id::{Digest, ImageId};
-use crate::image::manifest::{Config, Descriptor, Image};
-use crate::image::sign;
+use super::id::{Digest, ImageId};
+use super::manifest::{Config, Descriptor, Image};
+use super::sign::{self, Envelope};
 use crate::sys::clock::growing_pause;
 use crate::sys::http::{Body, Client, Get, Timeouts, status_of};
 use anyhow::{Context, Result, bail};
@@ -51,15 +51,20 @@ impl Source {
 
     /// The manifest of `id`: its bytes hash to `id` and one of the `trusted` builders signed them.
     pub fn image(&self, id: ImageId, trusted: &[String]) -> Result<Image> {
+        let manifest = sign::open(&self.envelope(id)?, trusted).map_err(anyhow::Error::msg);
+        named(&manifest.context("checking the manifest")?, id)
+    }
+
+    /// The manifest of an image that runs already: who signed it was asked before it was booted.
+    pub fn running(&self, id: ImageId) -> Result<Image> {
+        let manifest = sign::payload(&self.envelope(id)?).map_err(anyhow::Error::msg);
+        named(&manifest.context("reading the manifest")?, id)
+    }
+
+    fn envelope(&self, id: ImageId) -> Result<Envelope> {
         let url = format!("{}/images/{}/manifest", self.base, id.hex());
         let body = self.small(&url)?;
-        let envelope = serde_json::from_slice(&body).with_context(|| format!("reading the signed manifest {url}"))?;
-        let manifest = sign::open(&envelope, trusted).map_err(anyhow::Error::msg).context("checking the manifest")?;
-        let found = Digest::of(&manifest);
-        if found != id {
-            bail!("server sent the manifest of image {found} instead of {id}");
-        }
-        Image::parse(&manifest).map_err(anyhow::Error::msg)
+        serde_json::from_slice(&body).with_context(|| format!("reading the signed manifest {url}"))
     }
 
     /// The image's config, verified.
@@ -73,14 +78,15 @@ impl Source {
         serde_json::from_slice(&body).context("reading the image's config")
     }
 
-    /// A layer in `folder`, named by its hex digest. One that lies there already was verified
+    /// A blob in `folder`, named by its hex digest. One that lies there already was verified
     /// before it got its name. `say` hears of every set-back.
-    pub fn layer(&self, descriptor: &Descriptor, folder: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    pub fn blob(&self, descriptor: &Descriptor, folder: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
         let whole = folder.join(descriptor.digest.hex());
         if whole.exists() {
             return Ok(whole);
         }
         let url = self.blob_url(descriptor);
+        let what = descriptor.label();
         let mut sink = Sink::create(folder.join(format!("{}.part", descriptor.digest.hex())))?;
         let (mut wrong, mut fruitless) = (0, 0);
         loop {
@@ -92,8 +98,8 @@ impl Source {
                 }
                 Ok(()) => {
                     wrong += 1;
-                    let text =
-                        format!("layer {} arrived as {} ({wrong} of {WRONG_MAX})", descriptor.digest, sink.digest());
+                    let (want, found) = (descriptor.digest, sink.digest());
+                    let text = format!("{what} {want} arrived as {found} ({wrong} of {WRONG_MAX})");
                     sink = Sink::create(sink.path)?;
                     if wrong == WRONG_MAX {
                         let _ = fs::remove_file(&sink.path);
@@ -105,9 +111,14 @@ impl Source {
                 Err(e) => {
                     fruitless = if sink.have > had { 0 } else { fruitless + 1 };
                     if fruitless == FRUITLESS_MAX {
-                        return Err(e.context(format!("fetching layer {}", descriptor.digest)));
+                        return Err(e.context(format!("fetching {what} {}", descriptor.digest)));
                     }
-                    say(&format!("layer {} at {} of {}: {e:#}", descriptor.digest.short(), sink.have, descriptor.size));
+                    say(&format!(
+                        "{what} {} at {} of {}: {e:#}",
+                        descriptor.digest.short(),
+                        sink.have,
+                        descriptor.size
+                    ));
                     std::thread::sleep(growing_pause(fruitless, self.pauses.first, self.pauses.max));
                 }
             }
@@ -120,7 +131,7 @@ impl Source {
             self.client.download(&get, sink, &mut |_, _| {})?;
         }
         if sink.have != descriptor.size {
-            bail!("server has {} bytes of a layer of {}", sink.have, descriptor.size);
+            bail!("server has {} bytes of {}, which has {}", sink.have, descriptor.label(), descriptor.size);
         }
         Ok(())
     }
@@ -132,6 +143,15 @@ impl Source {
     fn small(&self, url: &str) -> Result<Vec<u8>> {
         Ok(self.client.request("GET", url, &[], Body::Empty)?.success("GET", url)?.body)
     }
+}
+
+/// The image whose manifest hashes to `id`.
+fn named(manifest: &[u8], id: ImageId) -> Result<Image> {
+    let found = Digest::of(manifest);
+    if found != id {
+        bail!("server sent the manifest of image {found} instead of {id}");
+    }
+    Image::parse(manifest).map_err(anyhow::Error::msg)
 }
 
 /// A file that knows the digest of what it holds.
