@@ -6,7 +6,7 @@ mod dear;
 
 use dear::{full, root, succeed, text};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -85,13 +85,16 @@ fn the_same_inputs_give_the_same_id_anywhere_at_any_time() {
         return;
     }
     dear::bake("zed/test");
-    let (here, there) = (Place::new(true), Place::new(true));
-    succeed(&mut here.kiln(&[], &["key", "new", "builder.key"]));
-    std::fs::copy(here.path("builder.key"), there.path("builder.key")).expect("the same builder");
-    let one = id(&here.build(&["sh", "-c", "umask 022; exec \"$@\"", "sh"]));
-    let other = "umask 077; hostname elsewhere; exec taskset -c 0 faketime '+400 days' \"$@\"";
-    let two = id(&there.build(&["unshare", "--uts", "sh", "-c", other, "sh"]));
-    assert_eq!(one, two);
+    // What an earlier bake left in the cache is the first of the two.
+    verified(dear::kiln().args(["build", "--verify", "zed/test"]), &cache());
+}
+
+/// Runs `kiln build --verify`: it holds, inside the tree too, and leaves no second bake behind.
+fn verified(command: &mut Command, cache: &Path) {
+    let said = succeed(command);
+    assert!(said.contains("verified: baked twice, the same id; the second time with the clock +400d, "), "{said}");
+    let work = std::fs::read_dir(cache.join("work")).expect("the work folders").flatten();
+    assert_eq!(work.filter(|e| e.path().is_dir()).count(), 0, "nothing is left behind");
 }
 
 #[test]
@@ -206,23 +209,22 @@ fn a_yum_role_is_locked_and_baked_without_a_network_the_same_twice() {
     if !full("yum role") {
         return;
     }
-    let (here, there) = (Place::new(false), Place::new(false));
-    succeed(&mut here.kiln(&[], &["key", "new", "builder.key"]));
-    std::fs::copy(here.path("builder.key"), there.path("builder.key")).expect("the same builder");
-    let mirrors = standin(&here, &CENTOS);
-    let with =
-        |args: &[&'static str]| args.iter().copied().chain(mirrors.iter().map(String::as_str)).collect::<Vec<_>>();
+    let place = Place::new(false);
+    let mirrors = standin(&place, &CENTOS);
+    let with = |args: &[&str]| args.iter().map(|a| a.to_string()).chain(mirrors.iter().cloned()).collect::<Vec<_>>();
+    let kiln =
+        |args: &[String]| place.kiln(&["unshare", "--net"], &args.iter().map(String::as_str).collect::<Vec<_>>());
     let home = std::env::var("HOME").unwrap_or_default();
     let places = ["/var/lib/dnf", "/var/lib/rpm", "/var/log/dnf.log", &format!("{home}/.rpmdb")].map(PathBuf::from);
     let host = || places.each_ref().map(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok());
     let before = host();
-    succeed(&mut here.kiln(&["unshare", "--net"], &with(&["lock", "mitaka/test"])));
-    let one = id(&here.kiln(&["unshare", "--net"], &with(&["build", "mitaka/test"])).output().expect("building"));
+    succeed(&mut kiln(&with(&["lock", "mitaka/test"])));
+    id(&kiln(&with(&["build", "mitaka/test"])).output().expect("building"));
     assert_eq!(host(), before, "the host's dnf and rpm stay as they were");
 
     // What it was made from is preloaded; a second role with the same packages shares it.
     let repositories = |role: &str| -> Vec<String> {
-        let shown = succeed(&mut here.kiln(&[], &["image", "show", role, "--json"]));
+        let shown = succeed(&mut place.kiln(&[], &["image", "show", role, "--json"]));
         let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
         assert_eq!(shown["preloaded"][0]["preload"], "closure");
         let blobs = shown["blobs"].as_array().expect("blobs");
@@ -232,17 +234,115 @@ fn a_yum_role_is_locked_and_baked_without_a_network_the_same_twice() {
     };
     let first = repositories("mitaka/test");
     let second = "role = \"other\"\nextends = [\"test\"]\n[kernel]\ncmdline = [\"other\"]\n";
-    std::fs::write(here.path("recipes/mitaka/other.toml"), second).expect("a second role");
-    succeed(&mut here.kiln(&["unshare", "--net"], &with(&["lock", "mitaka/other"])));
-    succeed(&mut here.kiln(&["unshare", "--net"], &with(&["build", "mitaka/other"])));
+    std::fs::write(place.path("recipes/mitaka/other.toml"), second).expect("a second role");
+    succeed(&mut kiln(&with(&["lock", "mitaka/other"])));
+    succeed(&mut kiln(&with(&["build", "mitaka/other"])));
     assert_eq!((first.len(), repositories("mitaka/other")), (1, first));
 
-    // From the cache alone: no mirror; another time, umask and processor count.
-    std::fs::copy(here.path("recipes/mitaka/test.lock"), there.path("recipes/mitaka/test.lock")).expect("the lock");
-    succeed(Command::new("cp").arg("-r").arg(here.path("recipes/mitaka/keys")).arg(there.path("recipes/mitaka")));
-    succeed(Command::new("cp").arg("-r").arg(here.path("cache/packages")).arg(there.path("cache")));
-    let other = "umask 077; exec taskset -c 0 faketime '+400 days' \"$@\"";
-    let wrapper = ["unshare", "--net", "sh", "-c", other, "sh"];
-    let two = id(&there.kiln(&wrapper, &["build", "mitaka/test"]).output().expect("building"));
-    assert_eq!(one, two);
+    // From the cache alone: no mirror.
+    verified(&mut kiln(&["build", "--verify", "mitaka/test"].map(String::from)), &place.path("cache"));
+
+    dice(&place);
+    succeed(&mut kiln(&with(&["lock", "mitaka/base-dice"])));
+    let output = kiln(&with(&["build", "--verify", "mitaka/base-dice"])).output().expect("building");
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    let names = said.split("files:\n").nth(1).and_then(|s| s.split("layers:\n").next()).expect("what differs");
+    let names: Vec<&str> = names.lines().map(|l| l.split("  line").next().unwrap_or(l)).collect();
+    let of_scripts = "  dice (its scripts)";
+    let want =
+        ["  dice", "    ~ /usr/share/dice/thrown", of_scripts, "    ~ /var/lib/dice-order", "    ~ /var/lib/dice-year"];
+    assert_eq!(names, want, "{said}");
+    assert!(said.contains("    ~ /var/lib/dice-year  line 1: \"2"), "{said}");
+    let both = place.images();
+    assert!(both.contains("mitaka/base-dice:latest\"") && both.contains("mitaka/base-dice:latest-again\""), "{both}");
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+
+    // It also has an overlay with a file more, another mode and another owner.
+    let diff = |more: &[&str]| {
+        let args = [&["image", "diff", "mitaka/test", "mitaka/base-dice"], more].concat();
+        let output = place.kiln(&[], &args).output().expect("comparing");
+        assert_eq!(output.status.code(), Some(4), "{}", text(&output));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let said = diff(&[]);
+    for line in [
+        "packages:\n  + dice 0:1-1\n",
+        "  centos-release\n    ~ /etc/issue  mode 0644 -> 0600;",
+        "    ~ /etc/host.conf  owner 0:0 -> 27:27;",
+        "    + /etc/dice.conf  file of 5 B, 0644 0:0\n",
+        "units:\n  + dice.service\n",
+        "  ~ layer role  ",
+        "  + layer base-dice  ",
+    ] {
+        assert!(said.contains(line), "{line:?} in\n{said}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&diff(&["--json"])).expect("one document");
+    assert_eq!((&json["equal"], &json["difference"]["packages"][0]["name"]), (&false.into(), &"dice".into()));
+    succeed(&mut place.kiln(&[], &["image", "diff", "mitaka/test", "mitaka/test"]));
+}
+
+/// A role `mitaka/base-dice`: `mitaka/test` with a package whose scripts make something else each time.
+fn dice(place: &Place) {
+    const SPEC: &str = "Name: dice
+Version: 1
+Release: 1
+Summary: Chance
+License: MIT
+BuildArch: noarch
+Requires(post): coreutils
+%description
+Chance.
+%install
+mkdir -p %{buildroot}/usr/share/dice
+touch %{buildroot}/usr/share/dice/thrown
+%post
+echo $RANDOM $RANDOM > /usr/share/dice/thrown
+date +%%Y > /var/lib/dice-year
+mkdir /var/lib/dice
+for i in $(seq 50); do touch /var/lib/dice/$i; done
+ls -U /var/lib/dice > /var/lib/dice-order
+rm -r /var/lib/dice
+%files
+%ghost /usr/share/dice/thrown
+";
+    const RECIPE: &str = "role = \"base-dice\"
+extends = [\"test\"]
+packages = [\"dice\"]
+overlays = [\"dice\"]
+[[repository]]
+id = \"dice\"
+url = \"file://DIR/repos/dice\"
+trust = \"pinned\"
+";
+    const ATTRIBUTES: &str = "[file.\"etc/issue\"]
+mode = \"0600\"
+[file.\"etc/host.conf\"]
+owner = \"mysql\"
+group = \"mysql\"
+";
+    let top = place.path("dice").display().to_string();
+    std::fs::create_dir(place.path("dice")).expect("a folder");
+    std::fs::write(place.path("dice/dice.spec"), SPEC).expect("the spec");
+    let mut build = Command::new("rpmbuild");
+    build.args(["-bb", "--quiet", "--define", &format!("_topdir {top}"), &format!("{top}/dice.spec")]);
+    succeed(build.env("HOME", &top));
+    let repos = place.path("repos").display().to_string();
+    succeed(&mut place.kiln(&[], &["repo", "import", &format!("{top}/RPMS"), "--as", "dice", "--repos", &repos]));
+    let recipe = RECIPE.replace("DIR", place.path("").display().to_string().trim_end_matches('/'));
+    let rootfs = place.path("overlays/mitaka/dice/rootfs");
+    std::fs::create_dir_all(rootfs.join("usr/lib/systemd/system")).expect("an overlay");
+    std::fs::create_dir_all(rootfs.join("etc")).expect("an overlay");
+    for (name, text) in [
+        ("recipes/mitaka/base-dice.toml", recipe.as_str()),
+        ("overlays/mitaka/dice/overlay.toml", ATTRIBUTES),
+        ("overlays/mitaka/dice/rootfs/etc/dice.conf", "luck\n"),
+        ("overlays/mitaka/dice/rootfs/usr/lib/systemd/system/dice.service", "[Service]\nExecStart=/usr/bin/true\n"),
+    ] {
+        std::fs::write(place.path(name), text).expect("a file");
+    }
+    for (package, name) in [("centos-release", "etc/issue"), ("setup", "etc/host.conf")] {
+        let file = root().join("tests/standin/files/base").join(package).join(name);
+        std::fs::copy(file, rootfs.join(name)).expect("the same content");
+    }
 }

@@ -6,6 +6,7 @@ use crate::sys::{command, files};
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
+use std::cell::OnceCell;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -78,6 +79,20 @@ fn try_lock(path: &Path) -> Result<Option<nix::fcntl::Flock<fs::File>>> {
     }
 }
 
+/// `kiln build --verify` lets the second bake run under libfaketime, by the two variables that
+/// `faketime` sets, too. What programs of the tree need of it.
+const CLOCK: [&str; 3] = ["FAKETIME", "NO_FAKE_STAT", "FAKETIME_DONT_FAKE_MONOTONIC"];
+/// Where the tree has the library; below `run`, a tmpfs of the build.
+const CLOCK_LIBRARY: &str = "run/libfaketime.so.1";
+
+/// The library that shifts this process's clock.
+fn clock_library() -> Option<PathBuf> {
+    std::env::var_os(CLOCK[0])?;
+    let preloaded = std::env::var("LD_PRELOAD").ok()?;
+    let is_clock = |path: &&str| path.rsplit('/').next().is_some_and(|name| name.starts_with("libfaketime"));
+    preloaded.split([':', ' ']).find(is_clock).map(PathBuf::from)
+}
+
 /// Something mounted, unmounted at its end.
 pub struct Mounted(PathBuf);
 
@@ -147,11 +162,49 @@ fn escaped(path: &Path) -> String {
     path.display().to_string().replace('\\', r"\\").replace(':', r"\:").replace(',', r"\,")
 }
 
+/// Shows a folder at another place, read-only.
+pub fn mount_bound(from: &Path, at: &Path) -> Result<Mounted> {
+    made(at)?;
+    let bind = MsFlags::MS_BIND;
+    mount(Some(from), at, None::<&str>, bind, None::<&str>)
+        .and_then(|()| {
+            mount(None::<&str>, at, None::<&str>, bind | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
+        })
+        .with_context(|| format!("binding {} to {}", from.display(), at.display()))?;
+    Ok(Mounted(at.to_path_buf()))
+}
+
+/// Mounts an empty ext4 of its own, kept in one sparse file. It hashes names with a seed of its own,
+/// so its folders list in another order than any other's.
+pub fn mount_scratch(file: &Path, bytes: u64, at: &Path) -> Result<Mounted> {
+    made(at)?;
+    let sparse = fs::File::create(file).and_then(|f| f.set_len(bytes));
+    sparse.with_context(|| format!("creating {}", file.display()))?;
+    let mut line = Command::new("mke2fs");
+    // What a power cut leaves is thrown away: no journal.
+    line.args(["-q", "-t", "ext4", "-m", "0", "-O", "^has_journal,dir_index", "-E", "lazy_itable_init=1,nodiscard"]);
+    command::run_ok(line.arg(file), b"", MOUNT_TIMEOUT)
+        .context("making a file system (Debian: apt-get install e2fsprogs)")?;
+    let mut line = Command::new("mount");
+    line.args(["-t", "ext4", "-o", "loop,noatime,noinit_itable"]).arg(file).arg(at);
+    command::run_ok(&mut line, b"", MOUNT_TIMEOUT).with_context(|| format!("mounting {}", file.display()))?;
+    Ok(Mounted(at.to_path_buf()))
+}
+
+/// Mounts an empty tmpfs over a folder, for this process and its children.
+pub fn mount_tmpfs(at: &Path, options: &str) -> Result<Mounted> {
+    mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::MS_NOSUID, Some(options))
+        .with_context(|| format!("mounting {}", at.display()))?;
+    Ok(Mounted(at.to_path_buf()))
+}
+
 /// A tree with what maintainer scripts expect mounted: /dev, /sys, and empty /run and /tmp that
 /// leave nothing in the image.
 pub struct Chroot {
     root: PathBuf,
     epoch: u64,
+    /// Whether programs of the tree see this process's shifted clock; asked once.
+    clock: OnceCell<bool>,
     _mounts: Vec<Mounted>,
 }
 
@@ -160,11 +213,7 @@ impl Chroot {
         let mut mounts = Vec::new();
         for (name, mode) in [("dev", "755"), ("run", "755"), ("tmp", "1777")] {
             let at = root.join(name);
-            made(&at)?;
-            let options = format!("mode={mode}");
-            mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::MS_NOSUID, Some(options.as_str()))
-                .with_context(|| format!("mounting {}", at.display()))?;
-            mounts.push(Mounted(at));
+            mounts.push(mount_tmpfs(made(&at)?, &format!("mode={mode}"))?);
         }
         let sys = root.join("sys");
         made(&sys)?;
@@ -173,7 +222,11 @@ impl Chroot {
         mount(Some("sysfs"), &sys, Some("sysfs"), read_only, None::<&str>).context("mounting /sys of the tree")?;
         mounts.push(Mounted(sys));
         fill_dev(&root.join("dev"))?;
-        Ok(Chroot { root: root.to_path_buf(), epoch, _mounts: mounts })
+        if let Some(library) = clock_library() {
+            let at = root.join(CLOCK_LIBRARY);
+            fs::copy(&library, &at).with_context(|| format!("copying {} to {}", library.display(), at.display()))?;
+        }
+        Ok(Chroot { root: root.to_path_buf(), epoch, clock: OnceCell::new(), _mounts: mounts })
     }
 
     pub fn root(&self) -> &Path {
@@ -182,15 +235,7 @@ impl Chroot {
 
     /// Shows a folder of the host at a path of the tree, read-only, for as long as the answer lives.
     pub fn bind(&self, from: &Path, at: &str) -> Result<Mounted> {
-        let at = self.root.join(at);
-        made(&at)?;
-        let bind = MsFlags::MS_BIND;
-        mount(Some(from), &at, None::<&str>, bind, None::<&str>)
-            .and_then(|()| {
-                mount(None::<&str>, &at, None::<&str>, bind | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
-            })
-            .with_context(|| format!("binding {} to {}", from.display(), at.display()))?;
-        Ok(Mounted(at))
+        mount_bound(from, &self.root.join(at))
     }
 
     /// Shows a tree with all that is mounted in it, to be written to, for as long as the answer lives.
@@ -247,7 +292,28 @@ impl Chroot {
         line.env("SOURCE_DATE_EPOCH", self.epoch.to_string());
         // The distribution's own initramfs is never used: it is not even made.
         line.env("INITRD", "No").env("SYSTEMD_OFFLINE", "1");
+        if self.sees_clock() && clock_library().is_some() {
+            line.args(self.clock_arguments());
+        }
         line
+    }
+
+    /// False where this process's clock is shifted and the tree's glibc cannot load what shifts it.
+    pub fn sees_clock(&self) -> bool {
+        *self.clock.get_or_init(|| {
+            let mut line = Command::new("unshare");
+            line.arg("--root").arg(&self.root).args(self.clock_arguments()).arg("true").env_clear().env("PATH", PATH);
+            // ld.so only complains about what it cannot load, or ends.
+            let loads = |output: command::Output| output.status.success() && output.stderr.is_empty();
+            clock_library().is_none() || command::run(&mut line, b"", MOUNT_TIMEOUT).is_ok_and(loads)
+        })
+    }
+
+    /// By env: only the tree has the library at that place, and `unshare` is the host's.
+    fn clock_arguments(&self) -> Vec<String> {
+        let set = |name: &&str| std::env::var(name).ok().map(|value| format!("{name}={value}"));
+        let preload = format!("LD_PRELOAD=/{CLOCK_LIBRARY}");
+        ["env".to_string(), preload].into_iter().chain(CLOCK.iter().filter_map(set)).collect()
     }
 }
 

@@ -170,9 +170,16 @@ impl Build<'_> {
 
     /// What is to be preloaded, with its packages where it must be made.
     fn contents(&self) -> Result<Vec<(PlannedRepository, Vec<LockedPackage>)>> {
+        self.contents_without(|planned| preload::cached(self.cache, &planned.key).is_some())
+    }
+
+    fn contents_without(
+        &self,
+        made: impl Fn(&PlannedRepository) -> bool,
+    ) -> Result<Vec<(PlannedRepository, Vec<LockedPackage>)>> {
         let content = |planned: PlannedRepository| {
             let packages = match &planned.content {
-                _ if preload::cached(self.cache, &planned.key).is_some() => Vec::new(),
+                _ if made(&planned) => Vec::new(),
                 Content::Closure(packages) => packages.clone(),
                 Content::Full(metadata) => (self.sources)()?.all(&planned.id, metadata, self.cache)?,
             };
@@ -222,8 +229,18 @@ impl Build<'_> {
         let mut wanted: Vec<&LockedPackage> = of_stages.chain(repositories.iter().flat_map(|(_, p)| p)).collect();
         wanted.sort_by_key(|p| &p.sha256);
         wanted.dedup_by_key(|p| &p.sha256);
-        fetch::scrub(&wanted, self.cache)?;
-        let missing = fetch::missing(&wanted, self.cache);
+        self.bring(&wanted)
+    }
+
+    /// Brings every package into the cache, also those of stages and repositories that are made already.
+    pub fn fetch_all(&self) -> Result<()> {
+        let preloaded = self.contents_without(|_| false)?;
+        self.bring(&self.locked.lock.packages.iter().chain(preloaded.iter().flat_map(|(_, p)| p)).collect::<Vec<_>>())
+    }
+
+    fn bring(&self, wanted: &[&LockedPackage]) -> Result<()> {
+        fetch::scrub(wanted, self.cache)?;
+        let missing = fetch::missing(wanted, self.cache);
         if missing.is_empty() {
             return Ok(());
         }

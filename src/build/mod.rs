@@ -2,6 +2,8 @@
 //! the image gets its id.
 
 pub mod chroot;
+pub mod compare;
+pub mod diff;
 pub mod drivers;
 pub mod execute;
 pub mod family;

@@ -20,6 +20,12 @@ impl State {
             State::Failed => "failed",
         }
     }
+
+    /// The state of a [`State::word`].
+    pub fn of(word: &str) -> Option<State> {
+        const ALL: [State; 5] = [State::Start, State::Progress, State::Done, State::Cached, State::Failed];
+        ALL.into_iter().find(|state| state.word() == word)
+    }
 }
 
 /// Takes what a build tells; shown on a terminal or written as events.

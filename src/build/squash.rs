@@ -201,7 +201,7 @@ fn node(file: &Path) -> Result<Node> {
 }
 
 /// The extended attributes that a layer keeps, sorted.
-fn xattrs(file: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+pub fn xattrs(file: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
     for name in xattr_names(file).with_context(|| format!("listing attributes of {}", file.display()))? {
         if normalise::keeps_xattr(&name) {

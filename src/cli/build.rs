@@ -1,5 +1,7 @@
 //! `kiln build`: bakes an image from a locked recipe.
 
+mod verify;
+
 use super::exit::{self, Exit};
 use super::{places, recipes};
 use crate::build::execute::Build;
@@ -32,6 +34,10 @@ pub struct Arguments {
     /// Prints what would be done, and does nothing.
     #[arg(long)]
     plan: bool,
+    /// Bakes a second time with another clock, file system, locale and so on; exits 4 and says what
+    /// differs when the ids do.
+    #[arg(long, conflicts_with = "plan")]
+    verify: bool,
     /// Takes a repository's packages from there instead.
     #[arg(long, value_name = "ID=URL")]
     mirror: Vec<String>,
@@ -58,14 +64,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.plan {
         chroot::isolate()?;
     }
+    let clock = if arguments.verify { Some(verify::tools()?) } else { None };
     let node = node_binary(arguments.node_binary.as_deref())?;
     for name in &arguments.names {
-        one(arguments, &recipes::resolve(name, &arguments.recipes)?, &node)?;
+        one(arguments, name, &node, clock.as_deref())?;
     }
     Ok(())
 }
 
-fn one(arguments: &Arguments, named: &recipes::Chosen, node: &[u8]) -> Result<()> {
+/// `clock`: libfaketime, when the recipe is to be baked twice.
+fn one(arguments: &Arguments, name: &str, node: &[u8], clock: Option<&Path>) -> Result<()> {
+    let named = recipes::resolve(name, &arguments.recipes)?;
     let locked = named.locked()?;
     let recipe = &locked.recipe;
     let broken = plan::broken_rules(&locked);
@@ -97,7 +106,7 @@ fn one(arguments: &Arguments, named: &recipes::Chosen, node: &[u8]) -> Result<()
         node,
         builders: &builders,
         cache: &places::cache(),
-        keys: &keys(recipe, named)?,
+        keys: &keys(recipe, &named)?,
         sources: &|| {
             Sources::of(recipe, &mirrors, &|key| named.key(key)).map_err(|e| exit::error(Exit::Usage, format!("{e:#}")))
         },
@@ -118,7 +127,10 @@ fn one(arguments: &Arguments, named: &recipes::Chosen, node: &[u8]) -> Result<()
         eprintln!("warning: {warning}");
     }
     println!("{}/{}:{} {id}", recipe.release, recipe.role, arguments.tag);
-    Ok(())
+    let Some(clock) = clock else { return Ok(()) };
+    build.fetch_all()?;
+    let first = verify::First { arguments, recipe: name, key: &key_file, store: &store, id, clock, show: &show };
+    verify::run(&first).with_context(|| format!("verifying {}/{}", recipe.release, recipe.role))
 }
 
 /// The public keys of the repositories that are preloaded.
@@ -153,14 +165,22 @@ struct Show {
     start: u64,
 }
 
+impl Show {
+    /// One event with keys of its own.
+    fn object(&self, stage: &str, state: State, mut event: serde_json::Value) {
+        event["t"] = clock::now_ms().into();
+        event["stage"] = stage.into();
+        event["state"] = state.word().into();
+        println!("{event}");
+    }
+}
+
 impl Report for Show {
     fn event(&self, stage: &str, state: State, detail: &str) {
-        let now = clock::now_ms();
         if self.json {
-            let event = serde_json::json!({ "t": now, "stage": stage, "state": state.word(), "detail": detail });
-            println!("{event}");
-            return;
+            return self.object(stage, state, serde_json::json!({ "detail": detail }));
         }
+        let now = clock::now_ms();
         let seconds = now.saturating_sub(self.start) / 1000;
         let gap = if detail.is_empty() { "" } else { ": " };
         eprintln!("{seconds:>4}s  {stage} {}{gap}{detail}", state.word());

@@ -1,5 +1,6 @@
 //! `kiln image`: what lies in the store, and the ways in and out of it.
 
+pub mod diff;
 mod gc;
 mod show;
 mod transfer;
@@ -56,6 +57,7 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    Diff(diff::Arguments),
     /// Give an image a further name, taking it from the image that has it
     Tag {
         image: String,
@@ -92,6 +94,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Verb::Show { image, json } => show::one(&store()?, &image, json),
         Verb::Verify { image, json } => verify(&store()?, &image, json),
         Verb::Lint { image, json } => lint(&store()?, &image, json),
+        Verb::Diff(arguments) => diff::run(&store()?, &arguments),
         Verb::Tag { image, tag } => {
             let store = store()?;
             let id = resolve(&store, &image)?;

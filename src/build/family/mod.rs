@@ -3,6 +3,7 @@
 pub mod apt;
 pub mod yum;
 
+use super::chroot::Chroot;
 use super::users::{self, Accounts};
 use crate::recipe::Family;
 use crate::recipe::lock::LockedPackage;
@@ -32,10 +33,17 @@ pub struct Stage<'a> {
 /// Installs the stage into `root`. Afterwards the tree's package list is exactly the lock's.
 pub fn install(root: &Path, stage: &Stage, say: &dyn Fn(&str)) -> Result<()> {
     match stage.family {
-        Family::Apt => apt::install(root, stage, say),
-        Family::Yum => yum::install(root, stage, say),
+        Family::Apt => apt::install(root, stage, say)?,
+        Family::Yum => yum::install(root, stage, say)?,
     }
+    if !Chroot::new(root, stage.epoch)?.sees_clock() {
+        say(CLOCK_NOT_SEEN);
+    }
+    Ok(())
 }
+
+/// Said when a bake whose clock is shifted installs into a tree that cannot load what shifts it.
+pub const CLOCK_NOT_SEEN: &str = "the tree's glibc cannot load libfaketime: its programs saw this machine's clock";
 
 /// What a failing program says last stands at the end.
 const LINES_SHOWN: usize = 40;

@@ -10,6 +10,19 @@ pub fn installed(text: &str) -> BTreeSet<String> {
     text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("gpg-pubkey ")).map(String::from).collect()
 }
 
+/// For `rpm -qa --queryformat`, read by [`records`]: which files a package owns.
+pub const FILES_FORMAT: &str = "%{NAME}\u{1}[%{FILENAMES}\n]\u{2}";
+/// The same: what its scriptlets say.
+pub const SCRIPTS_FORMAT: &str = "%{NAME}\u{1}%{PREIN}\n%{POSTIN}\n%{POSTTRANS}\n\u{2}";
+
+/// (package, text), sorted.
+pub fn records(text: &str) -> Vec<(String, String)> {
+    let one = |record: &str| record.split_once('\u{1}').map(|(name, text)| (name.to_string(), text.to_string()));
+    let mut found: Vec<(String, String)> = text.split('\u{2}').filter_map(one).collect();
+    found.sort();
+    found
+}
+
 /// One line of `rpm -Va` that names a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference<'a> {
@@ -66,6 +79,14 @@ mod tests {
     fn a_list_is_a_lock_s_words() {
         let list = installed("bash 0:4.2.46-34.el7 x86_64\ngpg-pubkey 0:f4a80eb5-53a7ff4b (none)\n\n");
         assert_eq!(list, BTreeSet::from(["bash 0:4.2.46-34.el7 x86_64".to_string()]));
+    }
+
+    #[test]
+    fn records_are_by_package() {
+        let told = records("setup\u{1}/etc/group\n/etc/hosts\n\u{2}bash\u{1}(none)\n(none)\n(none)\n\u{2}");
+        let want = [("bash", "(none)\n(none)\n(none)\n"), ("setup", "/etc/group\n/etc/hosts\n")];
+        assert_eq!(told, want.map(|(package, text)| (package.to_string(), text.to_string())));
+        assert!(records("rpm: error").is_empty());
     }
 
     proptest::proptest! {
