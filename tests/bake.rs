@@ -5,6 +5,8 @@
 mod dear;
 
 use dear::{full, root, succeed, text};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -35,7 +37,8 @@ impl Place {
 
     /// `kiln` in this place, run through `wrapper` (such as `taskset`, `-c`, `0`).
     fn kiln(&self, wrapper: &[&str], args: &[&str]) -> Command {
-        let kiln = root().join("target/release/kiln");
+        let own = self.path("bin/kiln");
+        let kiln = if own.exists() { own } else { root().join("target/release/kiln") };
         let mut command = match wrapper.split_first() {
             Some((first, rest)) => {
                 let mut command = Command::new(first);
@@ -53,6 +56,22 @@ impl Place {
         self.kiln(wrapper, &["build", "zed/test"]).output().expect("running kiln build")
     }
 
+    /// Gives all of it, and programs of its own, to a user who may not look into the tree.
+    fn give_to(&self, user: &User) {
+        std::fs::create_dir(self.path("bin")).expect("a folder of programs");
+        for program in ["kiln", "kiln-node"] {
+            std::fs::copy(root().join("target/release").join(program), self.path("bin").join(program)).expect(program);
+        }
+        succeed(Command::new("chown").arg("-R").arg(format!("{0}:{0}", user.id)).arg(self.dir.path()));
+    }
+
+    /// What of cache and store belongs to somebody else.
+    fn not_of(&self, user: &User) -> String {
+        let mut find = Command::new("find");
+        find.args([self.path("cache"), self.path("store")]).args(["!", "-uid", &user.id]);
+        String::from_utf8_lossy(&find.output().expect("running find").stdout).into_owned()
+    }
+
     fn images(&self) -> String {
         succeed(&mut self.kiln(&[], &["image", "ls", "--json"]))
     }
@@ -63,6 +82,37 @@ impl Place {
         let mounts = std::fs::read_to_string("/proc/mounts").expect("reading mounts");
         let loops = succeed(Command::new("losetup").arg("--all"));
         mounts.lines().chain(loops.lines()).filter(|l| l.contains(&name)).map(str::to_string).collect()
+    }
+}
+
+/// A user with subordinate ids, gone at the end.
+struct User {
+    name: String,
+    id: String,
+}
+
+impl User {
+    fn new() -> User {
+        let name = format!("kiln-test-{}", std::process::id());
+        succeed(Command::new("useradd").args(["--no-create-home", "--no-log-init", "--shell", "/bin/false", &name]));
+        let id = succeed(Command::new("id").args(["--user", &name])).trim().to_string();
+        let user = User { name, id };
+        for file in ["/etc/subuid", "/etc/subgid"] {
+            let ids = std::fs::read_to_string(file).expect("subordinate ids");
+            assert!(ids.contains(&user.name), "useradd gave no subordinate ids: {ids}");
+        }
+        user
+    }
+
+    /// Runs what follows as this user, `then` between.
+    fn wrapper<'a>(&'a self, then: &[&'a str]) -> Vec<&'a str> {
+        [&["setpriv", "--reuid", &self.id, "--regid", &self.id, "--clear-groups"], then].concat()
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let _ = Command::new("userdel").args(["--force", &self.name]).output(); // its subordinate ids, too
     }
 }
 
@@ -151,6 +201,114 @@ fn what_is_not_locked_is_not_baked() {
     }
 }
 
+#[test]
+fn an_ordinary_user_bakes_the_same_image_and_leaves_nothing_foreign() {
+    if !full("rootless bake") {
+        return;
+    }
+    dear::bake("zed/test");
+    let of_root = id(&dear::kiln().args(["build", "zed/test"]).output().expect("building as root"));
+    let (user, place) = (User::new(), Place::new(true));
+    let key = std::env::var("KILN_KEY").unwrap_or_else(|_| "/var/lib/kiln/builder.key".into());
+    std::fs::copy(key, place.path("builder.key")).expect("the same builder");
+    place.give_to(&user);
+    let build = || place.kiln(&user.wrapper(&[]), &["build", "zed/test"]);
+
+    // Killed in the middle: what belongs to subordinate ids is removed by the next build.
+    let mut child = build().process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting");
+    for _ in 0..1200 {
+        if !place.not_of(&user).is_empty() || child.try_wait().expect("looking").is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    child.kill().expect("killing");
+    child.wait().expect("waiting");
+    let left = place.not_of(&user);
+    assert!(left.contains("work/build-"), "the build was killed before it had unpacked anything: {left}");
+
+    assert_eq!(id(&build().output().expect("building")), of_root);
+    assert_eq!(place.not_of(&user), "", "all of cache and store is the user's");
+    let work: Vec<_> = std::fs::read_dir(place.path("cache/work")).expect("the work folder").flatten().collect();
+    assert!(work.iter().all(|e| e.file_name() == ".lock"), "{work:?}");
+    succeed(&mut place.kiln(&user.wrapper(&[]), &["image", "lint", "zed/test"]));
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn who_cannot_have_a_user_namespace_is_told_why_and_nothing_is_done() {
+    if !full("rootless refusals") {
+        return;
+    }
+    let (user, place) = (User::new(), Place::new(false));
+    std::fs::remove_dir(place.path("cache")).expect("removing the cache");
+    place.give_to(&user);
+    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let map = format!("--map-user={}", user.id);
+    let off = ["unshare", "--user", &map, "--keep-caps", "sh", "-c"];
+    let off = [&off[..], &["echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\"", "sh"]].concat();
+    for (wrapper, says) in [
+        (nobody.to_vec(), "add the line nobody:100000:65536 to it"),
+        (user.wrapper(&["env", "PATH=/nowhere"]), "apt-get install uidmap"),
+        (user.wrapper(&off), "sysctl -w user.max_user_namespaces"),
+        (user.wrapper(&["unshare", "--user", "--map-root-user"]), "has 1 ids"),
+    ] {
+        let output = place.kiln(&wrapper, &["build", "zed/test"]).output().expect("running kiln build");
+        assert_eq!(output.status.code(), Some(2), "{wrapper:?}: {}", text(&output));
+        assert!(text(&output).contains(says), "{wrapper:?}: {}", text(&output));
+        assert!(!place.path("cache").exists() && !place.path("store").exists(), "{wrapper:?} left something");
+    }
+}
+
+/// What lock and bake of a yum role could touch on the host: every file's length, mode and time.
+fn host() -> BTreeMap<PathBuf, (u64, u32, i64, i64)> {
+    const LOGS: [&str; 5] = ["apt", "dnf", "hawkey", "rpm", "yum"];
+    let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
+    let folders = ["/etc", "/var/lib/dnf", "/var/lib/rpm", "/var/lib/yum", "/var/cache/dnf", "/var/cache/yum"];
+    let mut pending: Vec<PathBuf> = folders.iter().map(PathBuf::from).chain([home.join(".rpmdb")]).collect();
+    let logs = std::fs::read_dir("/var/log").into_iter().flatten().flatten();
+    pending
+        .extend(logs.filter(|e| LOGS.iter().any(|l| e.file_name().to_string_lossy().starts_with(l))).map(|e| e.path()));
+    let mut found = BTreeMap::new();
+    while let Some(path) = pending.pop() {
+        let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
+        if meta.is_dir() {
+            pending.extend(std::fs::read_dir(&path).into_iter().flatten().flatten().map(|e| e.path()));
+        }
+        found.insert(path, (meta.len(), meta.mode(), meta.mtime(), meta.mtime_nsec()));
+    }
+    found
+}
+
+/// Runs to the end; answers what that was and the limits of open files under which rpm ran in `place`.
+fn watched(command: &mut Command, place: &Path) -> (Output, Vec<String>) {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starting");
+    let place = place.display().to_string();
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let mut limits = Vec::new();
+    let output = std::thread::scope(|scope| {
+        let output = scope.spawn(|| {
+            let output = child.wait_with_output();
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+            output
+        });
+        while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+            for process in std::fs::read_dir("/proc").expect("listing processes").flatten().map(|e| e.path()) {
+                let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+                let words: Vec<_> = line.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
+                if words[0] == "unshare" && words.iter().any(|w| w == "rpm") && words.iter().any(|w| w.contains(&place))
+                {
+                    let text = std::fs::read_to_string(process.join("limits")).unwrap_or_default();
+                    limits.extend(text.lines().filter(|l| l.starts_with("Max open files")).map(str::to_string));
+                }
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        output.join().expect("waiting").expect("waiting")
+    });
+    (output, limits)
+}
+
 const CENTOS: [(&str, &str); 2] =
     [("base", "centos/7/os/x86_64"), ("mitaka", "centos/7/cloud/x86_64/openstack-mitaka")];
 
@@ -214,13 +372,20 @@ fn a_yum_role_is_locked_and_baked_without_a_network_the_same_twice() {
     let with = |args: &[&str]| args.iter().map(|a| a.to_string()).chain(mirrors.iter().cloned()).collect::<Vec<_>>();
     let kiln =
         |args: &[String]| place.kiln(&["unshare", "--net"], &args.iter().map(String::as_str).collect::<Vec<_>>());
-    let home = std::env::var("HOME").unwrap_or_default();
-    let places = ["/var/lib/dnf", "/var/lib/rpm", "/var/log/dnf.log", &format!("{home}/.rpmdb")].map(PathBuf::from);
-    let host = || places.each_ref().map(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok());
     let before = host();
     succeed(&mut kiln(&with(&["lock", "mitaka/test"])));
-    id(&kiln(&with(&["build", "mitaka/test"])).output().expect("building"));
-    assert_eq!(host(), before, "the host's dnf and rpm stay as they were");
+    // As a container engine's default: rpm 4.11 would try to close each of them for each scriptlet.
+    let many = ["prlimit", "--nofile=1048576:1048576", "unshare", "--net"];
+    let build = with(&["build", "mitaka/test"]);
+    let build: Vec<&str> = build.iter().map(String::as_str).collect();
+    let (built, limits) = watched(&mut place.kiln(&many, &build), place.dir.path());
+    id(&built);
+    assert!(!limits.is_empty(), "no rpm was seen");
+    assert!(limits.iter().all(|l| l.split_whitespace().nth(3) == Some("1024")), "{limits:?}");
+    let after = host();
+    let changed: Vec<_> = before.iter().filter(|(path, was)| after.get(*path) != Some(was)).collect();
+    let made: Vec<_> = after.keys().filter(|path| !before.contains_key(*path)).collect();
+    assert!(changed.is_empty() && made.is_empty(), "on the host, changed: {changed:?}, made: {made:?}");
 
     // What it was made from is preloaded; a second role with the same packages shares it.
     let repositories = |role: &str| -> Vec<String> {

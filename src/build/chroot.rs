@@ -2,8 +2,10 @@
 //! the build however it ends, and commands that run in the tree without network, with a clean
 //! environment and processes of their own.
 
+use super::user_namespace;
 use crate::sys::{command, files};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use std::cell::OnceCell;
@@ -16,6 +18,8 @@ use std::time::Duration;
 /// A stage's maintainer scripts end within this, even in emulation.
 pub const INSTALL_TIMEOUT: Duration = Duration::from_secs(3 * 3600);
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+/// A layer of some GiB, unpacked to a slow disk.
+const UNPACK_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Old package tools walk all possible descriptors: a huge limit makes them crawl.
 const OPEN_FILES_MAX: u64 = 1024;
 /// What scripts see as the machine's name.
@@ -23,13 +27,16 @@ const HOSTNAME: &str = "kiln";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Takes this process (and what it starts from now on) out of the host's mounts and name, and fixes
-/// what a caller's shell may have set. Call it once, before any thread exists.
+/// what a caller's shell may have set; an ordinary user becomes root of a user namespace. Call it
+/// once, before any thread exists and before anything is done: its errors are the machine's.
 pub fn isolate() -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("kiln build must run as root: it mounts, and packages' files have owners");
+    let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
+    if nix::unistd::geteuid().is_root() {
+        user_namespace::check_ids()?;
+        nix::sched::unshare(namespaces).context("leaving the host's mounts (root needs CAP_SYS_ADMIN for it)")?;
+    } else {
+        user_namespace::enter(namespaces)?;
     }
-    nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)
-        .context("leaving the host's mounts (kiln build needs CAP_SYS_ADMIN)")?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .context("making mounts private")?;
     nix::unistd::sethostname(HOSTNAME).context("setting the builds' hostname")?;
@@ -93,7 +100,8 @@ fn clock_library() -> Option<PathBuf> {
     preloaded.split([':', ' ']).find(is_clock).map(PathBuf::from)
 }
 
-/// Something mounted, unmounted at its end.
+/// Something mounted, unmounted at its end. (What is only unpacked is no mount: the work folder's end
+/// takes it.)
 pub struct Mounted(PathBuf);
 
 impl Mounted {
@@ -113,13 +121,32 @@ fn made(path: &Path) -> Result<&Path> {
     Ok(path)
 }
 
-/// Mounts a squashfs file read-only.
-pub fn mount_squashfs(file: &Path, at: &Path) -> Result<Mounted> {
+/// Shows the tree of a squashfs file at a folder: mounted read-only, or, where no squashfs can be
+/// mounted, unpacked (once, if `at` is the same), so that everything has its owner all the same.
+pub fn show_layer(file: &Path, at: &Path) -> Result<Mounted> {
+    if user_namespace::inside()? {
+        unpack(file, at).with_context(|| format!("unpacking {}", file.display()))?;
+        return Ok(Mounted(at.to_path_buf()));
+    }
     made(at)?;
     let mut line = Command::new("mount");
     line.args(["-t", "squashfs", "-o", "ro,loop"]).arg(file).arg(at);
     command::run_ok(&mut line, b"", MOUNT_TIMEOUT).with_context(|| format!("mounting {}", file.display()))?;
     Ok(Mounted(at.to_path_buf()))
+}
+
+/// Strictly: what cannot be set, such as an attribute, is an error.
+fn unpack(file: &Path, at: &Path) -> Result<()> {
+    if at.exists() {
+        return Ok(());
+    }
+    let part = at.with_extension("part");
+    files::remove_tree(&part)?;
+    at.parent().map(made).transpose()?;
+    let mut line = Command::new("unsquashfs");
+    line.args(["-no-progress", "-quiet", "-strict-errors", "-dest"]).arg(&part).arg(file);
+    command::run_ok(&mut line, b"", UNPACK_TIMEOUT)?;
+    fs::rename(&part, at).with_context(|| format!("renaming to {}", at.display()))
 }
 
 /// Mounts `lowers` (lowest first) read-only as one tree.
@@ -141,13 +168,16 @@ pub fn mount_writable(lowers: &[&Path], upper: &Path, scratch: &Path, at: &Path)
     fs::set_permissions(upper, fs::Permissions::from_mode(0o755)).context("setting the root folder's mode")?;
     let lowers = if lowers.is_empty() { escaped(&empty) } else { stacked(lowers) };
     // The options keep the upper folder free of what only this very overlay could read.
-    const PLAIN: &str = "redirect_dir=off,index=off,metacopy=off,volatile";
+    const PLAIN: &str = "redirect_dir=nofollow,index=off,metacopy=off,volatile";
     mount_overlay(&format!("lowerdir={lowers},upperdir={},workdir={},{PLAIN}", escaped(upper), escaped(&work)), at)
 }
 
 fn mount_overlay(options: &str, at: &Path) -> Result<Mounted> {
     made(at)?;
-    mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options))
+    // In a user namespace nobody sees trusted.*: there overlayfs keeps its marks in user.*.
+    let marks = if user_namespace::inside()? { ",userxattr" } else { "" };
+    let options = format!("{options}{marks}");
+    mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
         .with_context(|| format!("mounting an overlay with {options}"))?;
     Ok(Mounted(at.to_path_buf()))
 }
@@ -165,11 +195,11 @@ fn escaped(path: &Path) -> String {
 /// Shows a folder at another place, read-only.
 pub fn mount_bound(from: &Path, at: &Path) -> Result<Mounted> {
     made(at)?;
-    let bind = MsFlags::MS_BIND;
-    mount(Some(from), at, None::<&str>, bind, None::<&str>)
-        .and_then(|()| {
-            mount(None::<&str>, at, None::<&str>, bind | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
-        })
+    // A user namespace may not take away what the host's mount forbids: so all of it is forbidden.
+    let strict = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let again = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | strict;
+    mount(Some(from), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .and_then(|()| mount(None::<&str>, at, None::<&str>, again, None::<&str>))
         .with_context(|| format!("binding {} to {}", from.display(), at.display()))?;
     Ok(Mounted(at.to_path_buf()))
 }
@@ -218,8 +248,11 @@ impl Chroot {
         let sys = root.join("sys");
         made(&sys)?;
         made(&root.join("proc"))?;
-        let read_only = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
-        mount(Some("sysfs"), &sys, Some("sysfs"), read_only, None::<&str>).context("mounting /sys of the tree")?;
+        // A sysfs shows the network of who mounts it, and who owns no network may mount none: so from
+        // an empty one, as the tree's programs have.
+        let mut line = Command::new("unshare");
+        line.args(["--net", "mount", "-t", "sysfs", "-o", "ro,nosuid,noexec,nodev", "sysfs"]).arg(&sys);
+        command::run_ok(&mut line, b"", MOUNT_TIMEOUT).context("mounting /sys of the tree")?;
         mounts.push(Mounted(sys));
         fill_dev(&root.join("dev"))?;
         if let Some(library) = clock_library() {
@@ -324,9 +357,15 @@ fn fill_dev(dev: &Path) -> Result<()> {
         [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
     {
         let node = dev.join(name);
-        mknod(&node, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))
-            .with_context(|| format!("making device {}", node.display()))?;
-        fs::set_permissions(&node, fs::Permissions::from_mode(0o666)).context("opening a device to all")?;
+        match mknod(&node, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor)) {
+            // In a user namespace devices are not made; the host's are shown. (Not to root: a script
+            // that changes their mode would change the host's.)
+            Err(Errno::EPERM) => show_device(name, &node)?,
+            made => {
+                made.with_context(|| format!("making device {}", node.display()))?;
+                fs::set_permissions(&node, fs::Permissions::from_mode(0o666)).context("opening a device to all")?;
+            }
+        }
     }
     for (name, target) in [
         ("fd", "/proc/self/fd"),
@@ -340,4 +379,11 @@ fn fill_dev(dev: &Path) -> Result<()> {
         made(&dev.join(name))?;
     }
     Ok(())
+}
+
+/// Gone with the tree's /dev.
+fn show_device(name: &str, at: &Path) -> Result<()> {
+    fs::write(at, "").with_context(|| format!("creating {}", at.display()))?;
+    mount(Some(&Path::new("/dev").join(name)), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .with_context(|| format!("showing /dev/{name} to the tree"))
 }

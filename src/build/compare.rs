@@ -82,7 +82,7 @@ impl Trees<'_> {
         let (name, digest) = (layer.label(), layer.digest);
         if !self.mounted.contains_key(&digest) {
             let at = self.work.path.join(digest.short());
-            let mount = chroot::mount_squashfs(&store.blob_path(&digest), &at)?;
+            let mount = chroot::show_layer(&store.blob_path(&digest), &at)?;
             let listing = Rc::new(list(&at)?);
             self.mounted.insert(digest, (mount, listing));
         }

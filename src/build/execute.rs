@@ -260,9 +260,9 @@ impl Build<'_> {
         let epoch = self.locked.lock.epoch;
         let seconds = || (crate::sys::clock::now_ms() / 1000) as i64;
         let start = seconds();
+        let mounts = mount_each(below, work)?;
+        let lowers: Vec<&Path> = mounts.iter().map(Mounted::path).collect();
         {
-            let mounts = mount_each(below, &scratch)?;
-            let lowers: Vec<&Path> = mounts.iter().map(Mounted::path).collect();
             let root = chroot::mount_writable(&lowers, &upper, &scratch, &scratch.join("root"))?;
             let earlier: Vec<&LockedPackage> = earlier.iter().flat_map(|s| &s.packages).collect();
             let packages: Vec<&LockedPackage> = stage.packages.iter().collect();
@@ -279,8 +279,14 @@ impl Build<'_> {
             family::install(root.path(), &install, &say)?;
         }
         self.report.event(&stage.name, State::Progress, "packing");
-        // A second of slack: the kernel's file times come from a coarser clock.
-        let items = squash::walk(&upper, (start - 1, seconds() + 1), epoch)?;
+        let items = {
+            let tree = match lowers[..] {
+                [] => None,
+                _ => Some(chroot::mount_layers(&lowers, &scratch, &scratch.join("below"))?),
+            };
+            // A second of slack: the kernel's file times come from a coarser clock.
+            squash::walk(&upper, tree.as_ref().map(Mounted::path), (start - 1, seconds() + 1), epoch)?
+        };
         let packed = scratch.join("layer");
         squash::pack(&items, &self.locked.recipe.compression, epoch, &packed)?;
         let layer = Layer::of(&stage.name, &packed)?;
@@ -407,15 +413,16 @@ struct Initramfs {
     warnings: Vec<String>,
 }
 
-fn mount_each(layers: &[Layer], scratch: &Path) -> Result<Vec<Mounted>> {
-    let at = |layer: &Layer| chroot::mount_squashfs(&layer.file, &scratch.join(format!("lower-{}", layer.name)));
+fn mount_each(layers: &[Layer], work: &Work) -> Result<Vec<Mounted>> {
+    // By digest: where layers are unpacked, once is enough for the whole build.
+    let at = |layer: &Layer| chroot::show_layer(&layer.file, &work.path.join("layers").join(layer.digest.hex()));
     layers.iter().map(at).collect()
 }
 
 /// All layers as one read-only tree; the second is the tree and must go first.
 fn mount_all(layers: &[Layer], work: &Work, name: &str) -> Result<(Vec<Mounted>, Mounted)> {
     let scratch = work.path.join(format!("{name}-lowers"));
-    let mounts = mount_each(layers, &scratch)?;
+    let mounts = mount_each(layers, work)?;
     let lowers: Vec<&Path> = mounts.iter().map(Mounted::path).collect();
     let tree = chroot::mount_layers(&lowers, &scratch, &work.path.join(name))?;
     Ok((mounts, tree))

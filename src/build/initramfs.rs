@@ -199,3 +199,43 @@ fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
 pub fn place(cache: &Path, key: &str) -> PathBuf {
     cache.join("initramfs").join(key)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// el7's kernel cannot read what el7's modules are packed with in an initramfs: kmod would have to.
+    #[test]
+    fn packed_modules_are_unpacked_and_listed_so() {
+        let tree = tempfile::tempdir().unwrap();
+        let modules = tree.path().join("usr/lib/modules/3.10");
+        fs::create_dir_all(modules.join("kernel/fs")).unwrap();
+        for (name, text) in [
+            ("modules.dep", "kernel/fs/overlay.ko.xz: kernel/fs/loop.ko.zst\nkernel/fs/loop.ko.zst:\n"),
+            ("modules.alias", ""),
+            ("modules.softdep", ""),
+            ("modules.builtin", "kernel/fs/squashfs.ko\n"),
+        ] {
+            fs::write(modules.join(name), text).unwrap();
+        }
+        let xz =
+            command::run_ok(Command::new("xz").arg("--check=crc32"), b"overlay's code", XZ_TIMEOUT).unwrap().stdout;
+        fs::write(modules.join("kernel/fs/overlay.ko.xz"), xz).unwrap();
+        let zst = zstd::bulk::compress(b"loop's code", ZSTD_LEVEL).unwrap();
+        fs::write(modules.join("kernel/fs/loop.ko.zst"), zst).unwrap();
+        let asked = ["overlay".to_string()];
+        let root = tree.path();
+        let parts =
+            Parts { root, kernel: "3.10", modules: Some(&asked), node: b"elf", builders: &[], kiln: "1", epoch: 1000 };
+        let mut files = Files::new();
+        add_modules(&mut files, &parts).unwrap();
+        let text = |name: &str| {
+            let file = files.get(&format!("usr/lib/modules/3.10/{name}")).and_then(|(_, bytes)| bytes.clone());
+            String::from_utf8(file.unwrap_or_default()).unwrap()
+        };
+        assert_eq!(text("kernel/fs/overlay.ko"), "overlay's code");
+        assert_eq!(text("kernel/fs/loop.ko"), "loop's code");
+        assert!(text("modules.dep").contains("kernel/fs/overlay.ko: kernel/fs/loop.ko\n"), "{}", text("modules.dep"));
+    }
+}

@@ -16,5 +16,7 @@ pub mod preload;
 pub mod report;
 pub mod role;
 pub mod squash;
+pub mod subids;
 pub mod tree;
+pub mod user_namespace;
 pub mod users;

@@ -147,12 +147,12 @@ pub fn mtime(mtime: i64, window: (i64, i64), epoch: u64) -> u64 {
     if made_here { epoch } else { u64::try_from(mtime).unwrap_or(0).min(epoch) }
 }
 
-/// Extended attributes that a layer keeps: capabilities, ACLs, labels, and overlayfs's mark of a
-/// folder that hides the one below it. Its other marks name inodes of the building machine.
+/// Extended attributes that a layer keeps: capabilities, ACLs, labels. Not overlayfs's own marks,
+/// which name inodes of the building machine (`trusted.*`; `user.*` where it was mounted without
+/// root): what they hide a layer says by whiteouts.
 pub fn keeps_xattr(name: &str) -> bool {
-    name == "trusted.overlay.opaque"
-        || name.starts_with("security.")
-        || name.starts_with("user.")
+    name.starts_with("security.")
+        || (name.starts_with("user.") && !name.starts_with("user.overlay."))
         || name.starts_with("system.posix_acl_")
 }
 
@@ -203,5 +203,20 @@ mod tests {
         }
         assert_eq!(mtime(5000, (2000, 2100), epoch), 1000);
         assert_eq!(mtime(-5, (2000, 2100), epoch), 0);
+    }
+
+    #[test]
+    fn overlayfs_marks_stay_behind() {
+        for (name, want) in [
+            ("security.capability", true),
+            ("user.mime_type", true),
+            ("system.posix_acl_access", true),
+            ("trusted.overlay.opaque", false),
+            ("trusted.overlay.origin", false),
+            ("user.overlay.opaque", false),
+            ("user.overlay.impure", false),
+        ] {
+            assert_eq!(keeps_xattr(name), want, "{name}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// Raised whenever the way from packages to a layer's bytes changes.
-pub const STAGE_FORMAT: u32 = 3;
+pub const STAGE_FORMAT: u32 = 4;
 /// Raised whenever the way from a tree to an initramfs's bytes changes.
 pub const INITRAMFS_FORMAT: u32 = 1;
 

@@ -7,7 +7,7 @@ use super::users;
 use crate::recipe::{Compression, CompressionKind};
 use crate::sys::command;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
@@ -68,16 +68,17 @@ pub fn unpacked_bytes(items: &[Item]) -> u64 {
     items.iter().map(Item::bytes).sum()
 }
 
-/// The normalised content of a stage's upper folder. `window`: first and last second of the
-/// installation by this machine's clock.
-pub fn walk(root: &Path, window: (i64, i64), epoch: u64) -> Result<Vec<Item>> {
-    let mut walk = Walk { root, window, epoch, items: Vec::new(), seen: BTreeMap::new() };
-    walk.folder("")?;
+/// The normalised content of a stage's upper folder; `below` is the tree of the stages before it.
+/// `window`: first and last second of the installation by this machine's clock.
+pub fn walk(root: &Path, below: Option<&Path>, window: (i64, i64), epoch: u64) -> Result<Vec<Item>> {
+    let mut walk = Walk { root, below, window, epoch, items: Vec::new(), seen: BTreeMap::new() };
+    walk.folder("", false)?;
     Ok(walk.items)
 }
 
 struct Walk<'a> {
     root: &'a Path,
+    below: Option<&'a Path>,
     window: (i64, i64),
     epoch: u64,
     items: Vec<Item>,
@@ -86,25 +87,30 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn folder(&mut self, path: &str) -> Result<()> {
-        let dir = self.root.join(path);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {
-            let name = entry.with_context(|| format!("listing {}", dir.display()))?.file_name();
-            match name.into_string() {
-                Ok(name) => names.push(name),
-                Err(name) => bail!("{} holds a file whose name is not UTF-8: {name:?}", dir.display()),
-            }
-        }
-        names.sort();
-        for name in names {
+    /// `hides`: nothing of the folder below it is to be seen. overlayfs has a mark for that, which a
+    /// user namespace can neither read nor set, and which some kernels also set where nothing is
+    /// hidden: a layer has a whiteout for each thing that is.
+    fn folder(&mut self, path: &str, hides: bool) -> Result<()> {
+        let here = names(&self.root.join(path))?;
+        let below = self.below.map(|below| below.join(path)).filter(|b| hides && is_folder(b));
+        let mut all = here.clone();
+        all.extend(below.map(|b| names(&b)).transpose()?.unwrap_or_default());
+        for name in all {
+            let there = here.contains(&name);
             let path = if path.is_empty() { name } else { format!("{path}/{name}") };
-            self.one(path)?;
+            if there { self.one(path, hides)? } else { self.whiteout(path) }
         }
         Ok(())
     }
 
-    fn one(&mut self, path: String) -> Result<()> {
+    fn whiteout(&mut self, path: String) {
+        if normalise::fate(&path) == Fate::Keep {
+            let (body, mtime) = (Body::Char(0, 0), self.epoch);
+            self.items.push(Item { path, mode: 0, uid: 0, gid: 0, mtime, xattrs: Vec::new(), body });
+        }
+    }
+
+    fn one(&mut self, path: String, hides: bool) -> Result<()> {
         let fate = normalise::fate(&path);
         if fate == Fate::Drop {
             return Ok(());
@@ -131,6 +137,7 @@ impl Walk<'_> {
             self.file(&path, file.clone(), &meta)?
         };
         let recurse = body == Body::Dir && fate != Fate::Empty;
+        let hides = hides || (recurse && is_opaque(&file));
         self.items.push(Item {
             mode: meta.mode() & 0o7777,
             uid: meta.uid(),
@@ -140,7 +147,7 @@ impl Walk<'_> {
             path: path.clone(),
             body,
         });
-        if recurse { self.folder(&path) } else { Ok(()) }
+        if recurse { self.folder(&path, hides) } else { Ok(()) }
     }
 
     fn file(&mut self, path: &str, file: PathBuf, meta: &fs::Metadata) -> Result<Body> {
@@ -156,6 +163,26 @@ impl Walk<'_> {
         }
         Ok(Body::File(file, meta.len()))
     }
+}
+
+fn names(dir: &Path) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
+        match entry.with_context(|| format!("listing {}", dir.display()))?.file_name().into_string() {
+            Ok(name) => names.insert(name),
+            Err(name) => bail!("{} holds a file whose name is not UTF-8: {name:?}", dir.display()),
+        };
+    }
+    Ok(names)
+}
+
+fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|m| m.is_dir())
+}
+
+/// overlayfs's mark of a folder that hides the one below it, made by root or in a user namespace.
+fn is_opaque(dir: &Path) -> bool {
+    ["trusted.overlay.opaque", "user.overlay.opaque"].iter().any(|mark| xattr(dir, mark).is_ok_and(|v| v == b"y"))
 }
 
 /// What stands where in a mounted tree.
@@ -441,7 +468,7 @@ mod tests {
     fn a_tree_is_normalised() {
         let start = now();
         let dir = tree();
-        let items = walk(dir.path(), (start - 1, now() + 1), EPOCH).unwrap();
+        let items = walk(dir.path(), None, (start - 1, now() + 1), EPOCH).unwrap();
         let paths: Vec<&str> = items.iter().map(|i| i.path.as_str()).collect();
         let long = format!("deep/{}", "n".repeat(150));
         let want = [
@@ -465,13 +492,44 @@ mod tests {
         assert_eq!(items[4].body, Body::Bytes(b"root:*:19675:::::\n".to_vec()));
     }
 
+    /// As root's overlayfs marks it or as a user namespace's, which everybody may set.
+    #[test]
+    fn a_folder_that_hides_another_becomes_whiteouts_of_what_it_hides() {
+        let (upper, below) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (root, files) in [
+            (below.path(), &["a/gone", "a/kept", "a/deep/gone", "a/file/x", "b/kept", "var/log/a/x"][..]),
+            (upper.path(), &["a/kept", "a/deep/new", "a/new/x", "a/file", "b/new", "var/log/b"]),
+        ] {
+            for file in files {
+                fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
+                fs::write(root.join(file), "").unwrap();
+            }
+        }
+        for folder in ["a", "a/new", "var/log"] {
+            let path = c_path(&upper.path().join(folder)).unwrap();
+            // SAFETY: both strings end with a zero, the value is as long as said.
+            let set =
+                unsafe { libc::setxattr(path.as_ptr(), c"user.overlay.opaque".as_ptr(), b"y".as_ptr().cast(), 1, 0) };
+            assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        }
+        let items = walk(upper.path(), Some(below.path()), (0, 0), EPOCH).unwrap();
+        let said = |items: &[Item]| -> Vec<String> {
+            items.iter().map(|i| format!("{}{}", if i.body == Body::Char(0, 0) { "-" } else { "" }, i.path)).collect()
+        };
+        let want = ["a", "a/deep", "-a/deep/gone", "a/deep/new", "a/file", "-a/gone", "a/kept", "a/new", "a/new/x"];
+        assert_eq!(said(&items), [&want[..], &["b", "b/new", "var", "var/log"]].concat());
+        assert!(items.iter().all(|i| i.xattrs.is_empty()), "no mark is kept");
+        // Nothing below: nothing to hide.
+        assert!(walk(upper.path(), None, (0, 0), EPOCH).unwrap().iter().all(|i| i.body != Body::Char(0, 0)));
+    }
+
     #[test]
     fn a_tar_stream_says_all_and_is_the_same_for_a_copy() {
         let stream = || {
             let start = now();
             let dir = tree();
-            let mut items = walk(dir.path(), (start - 1, now() + 1), EPOCH).unwrap();
-            items[6].xattrs.push(("trusted.overlay.opaque".into(), b"y".to_vec()));
+            let mut items = walk(dir.path(), None, (start - 1, now() + 1), EPOCH).unwrap();
+            items[6].xattrs.push(("user.note".into(), b"y".to_vec()));
             let mut out = Vec::new();
             write_tar(&items, &mut out).unwrap();
             out
@@ -504,7 +562,7 @@ mod tests {
             for i in 0..600 {
                 fs::write(dir.path().join(format!("deep/{i}")), format!("{i}")).unwrap();
             }
-            let items = walk(dir.path(), (start - 1, now() + 1), EPOCH).unwrap();
+            let items = walk(dir.path(), None, (start - 1, now() + 1), EPOCH).unwrap();
             let out = dir.path().join("out");
             pack(&items, &Compression { kind: CompressionKind::Zstd, level: 3 }, EPOCH, &out).unwrap();
             let listing = Command::new("unsquashfs").args(["-UTC", "-lln"]).arg(&out).output().unwrap();

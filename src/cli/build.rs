@@ -61,19 +61,36 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    // Before: afterwards everybody is root, and would have root's places.
+    let places =
+        Places { store: places::store(arguments.store.clone()), key: places::builder_key(arguments.key.clone()) };
+    if arguments.verify && !places::is_root() {
+        // It needs a disk of its own for another order of directories, and who is not root mounts none.
+        return Err(exit::error(Exit::Usage, "--verify needs root"));
+    }
     if !arguments.plan {
-        chroot::isolate()?;
+        isolate()?;
     }
     let clock = if arguments.verify { Some(verify::tools()?) } else { None };
     let node = node_binary(arguments.node_binary.as_deref())?;
     for name in &arguments.names {
-        one(arguments, name, &node, clock.as_deref())?;
+        one(arguments, name, &places, &node, clock.as_deref())?;
     }
     Ok(())
 }
 
+/// Leaves the host's mounts; a machine that does not let this user is told what to change.
+pub(super) fn isolate() -> Result<()> {
+    chroot::isolate().map_err(|e| exit::error(Exit::Usage, format!("{e:#}")))
+}
+
+struct Places {
+    store: PathBuf,
+    key: PathBuf,
+}
+
 /// `clock`: libfaketime, when the recipe is to be baked twice.
-fn one(arguments: &Arguments, name: &str, node: &[u8], clock: Option<&Path>) -> Result<()> {
+fn one(arguments: &Arguments, name: &str, places: &Places, node: &[u8], clock: Option<&Path>) -> Result<()> {
     let named = recipes::resolve(name, &arguments.recipes)?;
     let locked = named.locked()?;
     let recipe = &locked.recipe;
@@ -84,11 +101,11 @@ fn one(arguments: &Arguments, name: &str, node: &[u8], clock: Option<&Path>) -> 
     }
     let overlays = overlay::load::load(&named.overlays, &recipe.release, &recipe.overlays)?;
     let mirrors = recipes::mirrors(&arguments.mirror, recipe)?;
-    let key_file = places::builder_key(arguments.key.clone());
+    let key_file = &places.key;
     if let Some(folder) = key_file.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
-    let (key, made) = key::load_or_new(&key_file)?;
+    let (key, made) = key::load_or_new(key_file)?;
     if made {
         eprintln!("made builder's key {}: keep it, images are signed with it", key_file.display());
     }
@@ -119,7 +136,7 @@ fn one(arguments: &Arguments, name: &str, node: &[u8], clock: Option<&Path>) -> 
         }
         return Ok(());
     }
-    let store = Store::open(&places::store(arguments.store.clone()))?;
+    let store = Store::open(&places.store)?;
     let id = build
         .run(&store, &key, &arguments.tag)
         .with_context(|| format!("building {}/{}", recipe.release, recipe.role))?;
@@ -129,7 +146,7 @@ fn one(arguments: &Arguments, name: &str, node: &[u8], clock: Option<&Path>) -> 
     println!("{}/{}:{} {id}", recipe.release, recipe.role, arguments.tag);
     let Some(clock) = clock else { return Ok(()) };
     build.fetch_all()?;
-    let first = verify::First { arguments, recipe: name, key: &key_file, store: &store, id, clock, show: &show };
+    let first = verify::First { arguments, recipe: name, key: key_file, store: &store, id, clock, show: &show };
     verify::run(&first).with_context(|| format!("verifying {}/{}", recipe.release, recipe.role))
 }
 

@@ -8,8 +8,8 @@ mod transfer;
 use super::exit::{self, Exit};
 use super::operator::SocketArg;
 use super::{output, places};
+use crate::build::execute;
 use crate::build::lint::Finding;
-use crate::build::{chroot, execute};
 use crate::image::id::ImageId;
 use crate::image::reference::{Name, Reference};
 use crate::image::store::Store;
@@ -50,7 +50,7 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Check an image's tree for identity, secrets and the like (as root); exit status 4 when a check does not hold
+    /// Check an image's tree for identity, secrets and the like; exit status 4 when a check does not hold
     Lint {
         image: String,
         /// Print one JSON document
@@ -137,7 +137,7 @@ fn verify(store: &Store, image: &str, json: bool) -> Result<()> {
 
 fn lint(store: &Store, image: &str, json: bool) -> Result<()> {
     let id = resolve(store, image)?;
-    chroot::isolate()?;
+    super::build::isolate()?;
     let findings = execute::lint_image(store, &id, &places::cache())?;
     let (faults, warnings): (Vec<_>, Vec<_>) = findings.iter().partition(|f| f.fatal);
     let lines = |findings: &[&Finding]| findings.iter().map(|f| f.to_string()).collect::<Vec<_>>();

@@ -1,7 +1,7 @@
 //! `kiln image diff`: what two images differ in.
 
+use crate::build::compare;
 use crate::build::diff::{Blob, Change, Difference, Field, File, Stored};
-use crate::build::{chroot, compare};
 use crate::cli::exit::{self, Exit};
 use crate::cli::{output, places};
 use crate::image::store::Store;
@@ -27,7 +27,7 @@ pub fn run(store: &Store, arguments: &Arguments) -> Result<()> {
     let difference = if a == b {
         Difference::default()
     } else {
-        chroot::isolate()?;
+        crate::cli::build::isolate()?;
         compare::compare((store, &a), (store, &b), &places::cache())?
     };
     if arguments.json {
