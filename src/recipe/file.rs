@@ -27,9 +27,9 @@ use super::merge;
 use super::name;
 use super::problem::{Problem, Problems};
 use super::reader::{self, At, Table};
+use super::system_file::{self, Places};
 use super::{
     Compression, CompressionKind, Distribution, Family, Preload, Recipe, Repository, RepositoryUrl, System, Trust,
-    system_file,
 };
 use std::collections::BTreeMap;
 
@@ -72,14 +72,23 @@ pub(super) struct Part {
 }
 
 /// A system with the places that later checks name.
-pub(super) struct Loaded {
+pub struct Loaded {
+    /// As problems name it.
     pub file: String,
     pub system: System,
-    pub places: system_file::Places,
+    pub places: Places,
 }
 
 /// Reads and checks the recipe of `role` with all that it extends.
 pub fn parse(source: &dyn Source, release: &str, role: &str) -> Result<Recipe, Problems> {
+    match parse_all(source, release, role) {
+        (Some(recipe), problems) if problems.is_empty() => Ok(recipe),
+        (_, problems) => Err(Problems(problems)),
+    }
+}
+
+/// Like [`parse`], for callers that go on in spite of problems: what could be read, and every problem.
+pub fn parse_all(source: &dyn Source, release: &str, role: &str) -> (Option<Recipe>, Vec<Problem>) {
     let mut chain = Chain { source, release, parts: Vec::new(), path: Vec::new(), problems: Vec::new() };
     let place = At { value: (), line: 0, key: String::new() };
     let names = [name::word(release), name::word(role)];
@@ -91,10 +100,18 @@ pub fn parse(source: &dyn Source, release: &str, role: &str) -> Result<Recipe, P
     let recipe = merge::merge(release, role, parts, &mut problems);
     problems.sort();
     problems.dedup();
-    match recipe {
-        Some(recipe) if problems.is_empty() => Ok(recipe),
-        _ => Err(Problems(problems)),
-    }
+    (recipe, problems)
+}
+
+/// One system of a release by itself, and every problem of its file alone.
+pub fn system(source: &dyn Source, release: &str, name: &str) -> (Option<Loaded>, Vec<Problem>) {
+    let path = format!("{release}/systems/{name}.toml");
+    let file = source.shown(&path);
+    let Some(text) = source.read(&path) else {
+        return (None, vec![Problem { file, line: 0, key: String::new(), message: source.absent(&path) }]);
+    };
+    let (read, problems) = system_file::read(&text, &file, name);
+    (read.map(|(system, places)| Loaded { file, system, places }), problems)
 }
 
 struct Chain<'s> {
@@ -146,14 +163,13 @@ impl Chain<'_> {
 
     fn load_system(&mut self, name: &At<String>, asked_in: &str) -> Option<Loaded> {
         let path = format!("{}/systems/{}.toml", self.release, name.value);
-        let Some(text) = self.source.read(&path) else {
+        if self.source.read(&path).is_none() {
             self.add(asked_in, name, self.source.absent(&path));
             return None;
-        };
-        let file = self.source.shown(&path);
-        let (read, problems) = system_file::read(&text, &file, &name.value);
+        }
+        let (loaded, problems) = system(self.source, self.release, &name.value);
         self.problems.extend(problems);
-        read.map(|(system, places)| Loaded { file, system, places })
+        loaded
     }
 }
 

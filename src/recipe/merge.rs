@@ -5,7 +5,9 @@ use super::file::{Loaded, PRIORITY_DEFAULT, Part};
 use super::problem::Problem;
 use super::reader::At;
 use super::system::{Scope, System};
-use super::{Compression, CompressionKind, Distribution, Family, Recipe, Repository, RepositoryUrl, Stage, Trust};
+use super::{
+    Compression, CompressionKind, Distribution, Family, Recipe, Repository, RepositoryUrl, Stage, Trust, waits,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// `None` when something is missing without which there is no recipe; a problem says what.
@@ -198,7 +200,14 @@ impl Merger<'_> {
         self.check_ports(&all);
         self.check_state(&all);
         self.check_steps(&all, &named);
-        self.start_order(all, &named)
+        let waits = waits::circles(&all);
+        let count = all.len();
+        let order = self.start_order(all, &named);
+        // Where the systems themselves stand in a circle, every step of theirs does too.
+        if order.len() == count {
+            self.problems.extend(waits);
+        }
+        order
     }
 
     fn check_ports(&mut self, all: &BTreeMap<String, Loaded>) {

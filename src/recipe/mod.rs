@@ -9,7 +9,8 @@ pub mod name;
 pub mod problem;
 pub mod reader;
 pub mod system;
-mod system_file;
+pub mod system_file;
+mod waits;
 
 use std::collections::BTreeMap;
 pub use system::System;

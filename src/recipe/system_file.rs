@@ -19,16 +19,23 @@ use super::problem::Problem;
 use super::reader::{self, At, Table};
 use super::system::{Dark, Formation, FormationKind, Health, Scope, Step, System};
 
-/// Where the parts of a system stand that checks across systems name.
+/// Where the parts of a system stand that later checks name.
 #[derive(Default)]
-pub(super) struct Places {
+pub struct Places {
+    pub name: Option<At<String>>,
     pub after: Vec<At<String>>,
+    pub units: Vec<At<String>>,
     pub ports: Vec<At<u16>>,
+    pub secrets: Vec<At<String>>,
     pub state: Vec<At<String>>,
+    /// The kind of the formation.
+    pub formation: Option<At<FormationKind>>,
     pub steps: Vec<StepPlaces>,
 }
 
-pub(super) struct StepPlaces {
+/// The same of one step.
+pub struct StepPlaces {
+    pub name: At<String>,
     pub scope: At<Scope>,
     pub writes: Option<At<String>>,
     pub needs: Vec<At<String>>,
@@ -40,16 +47,18 @@ pub(super) fn read(text: &str, file: &str, expected: &str) -> (Option<(System, P
 }
 
 fn read_system(table: &Table<'_>, expected: &str) -> (System, Places) {
-    if let Some(named) = table.required("name", name::word)
-        && named.value != expected
-    {
-        table.problem_at(&named, format!("the file is called {expected}.toml, so the system must be {expected:?}"));
+    let named = table.required("name", name::word);
+    if let Some(named) = named.as_ref().filter(|n| n.value != expected) {
+        table.problem_at(named, format!("the file is called {expected}.toml, so the system must be {expected:?}"));
     }
     let mut places = Places {
+        name: named,
         after: table.list("after", name::word),
+        units: table.list("units", name::unit),
         ports: table.numbers("ports", 1..=65_535).into_iter().map(|p| p.map(|p| p as u16)).collect(),
+        secrets: table.list("secrets", name::secret),
         state: table.list("state", name::state_folder),
-        steps: Vec::new(),
+        ..Places::default()
     };
     let mut steps: Vec<Step> = Vec::new();
     for (step, step_places) in table.tables("step").iter().filter_map(read_step) {
@@ -59,16 +68,18 @@ fn read_system(table: &Table<'_>, expected: &str) -> (System, Places) {
         steps.push(step);
         places.steps.push(step_places);
     }
-    let list = |items: Vec<At<String>>| items.into_iter().map(|i| i.value).collect::<Vec<_>>();
+    let formation = table.table("formation").and_then(|t| read_formation(&t));
+    places.formation = formation.as_ref().map(|f| f.clone().map(|f| f.kind));
+    let list = |items: &[At<String>]| items.iter().map(|i| i.value.clone()).collect::<Vec<_>>();
     let system = System {
         name: expected.to_string(),
-        after: places.after.iter().map(|a| a.value.clone()).collect(),
-        packages: list(table.list("packages", name::package)),
-        units: list(table.list("units", name::unit)),
+        after: list(&places.after),
+        packages: list(&table.list("packages", name::package)),
+        units: list(&places.units),
         ports: places.ports.iter().map(|p| p.value).collect(),
-        secrets: list(table.list("secrets", name::secret)),
-        state: places.state.iter().map(|s| s.value.clone()).collect(),
-        formation: table.table("formation").and_then(|t| read_formation(&t)),
+        secrets: list(&places.secrets),
+        state: list(&places.state),
+        formation: formation.map(|f| f.value),
         steps,
         health: table
             .table("health")
@@ -79,7 +90,7 @@ fn read_system(table: &Table<'_>, expected: &str) -> (System, Places) {
     (system, places)
 }
 
-fn read_formation(table: &Table<'_>) -> Option<Formation> {
+fn read_formation(table: &Table<'_>) -> Option<At<Formation>> {
     if !table.has("kind") {
         table.problem("kind is missing: \"seeded\" or \"static\"");
     }
@@ -94,7 +105,7 @@ fn read_formation(table: &Table<'_>) -> Option<Formation> {
         }
         _ => {}
     }
-    Some(Formation { kind: kind?.value, dark: dark.map(|d| d.value) })
+    kind.map(|kind| kind.map(|kind| Formation { kind, dark: dark.map(|d| d.value) }))
 }
 
 /// Names of scripts that every system has: a step of that name would be taken for one.
@@ -122,11 +133,11 @@ fn read_step(table: &Table<'_>) -> Option<(Step, StepPlaces)> {
     }
     let (step_name, scope) = (step_name?, scope?);
     let step = Step {
-        name: step_name.value,
+        name: step_name.value.clone(),
         scope: scope.value,
         writes: writes.as_ref().map(|w| w.value.clone()),
         needs: needs.iter().map(|n| n.value.clone()).collect(),
         timeout: timeout.map(|t| t.value),
     };
-    Some((step, StepPlaces { scope, writes, needs }))
+    Some((step, StepPlaces { name: step_name, scope, writes, needs }))
 }

@@ -40,7 +40,7 @@ dark = "rank"
 [[step]]
 name = "database"
 scope = "cluster"
-needs = ["environment", "galera/grants"]
+needs = ["galera", "galera/grants"]
 timeout = "5m"
 [[step]]
 name = "grants"
@@ -290,6 +290,18 @@ fn what_does_not_fit_is_refused() {
             "zed/systems/environment.toml",
             format!("{ENVIRONMENT}after = [\"galera\"]\n"),
             "zed/systems/environment.toml:4: after[0]: systems wait for each other in a circle: environment, galera",
+        ),
+        (
+            "steps in a circle",
+            "zed/systems/galera.toml",
+            with(GALERA, "needs = [\"galera\", ", "needs = [\"environment\", "),
+            "zed/systems/galera.toml:14: step[0].needs[1]: nothing of this would ever start: galera/database waits for galera/grants, that for galera/database",
+        ),
+        (
+            "a step that needs what comes after its system",
+            "zed/systems/environment.toml",
+            format!("{ENVIRONMENT}[[step]]\nname = \"x\"\nscope = \"node\"\nneeds = [\"galera\"]\n"),
+            "zed/systems/environment.toml:7: step[0].needs[0]: nothing of this would ever start: environment/x waits for galera, that for galera/grants, that for environment, that for environment/x",
         ),
         (
             "port twice",
