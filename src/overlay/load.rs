@@ -21,6 +21,12 @@ const DEPTH_MAX: usize = 32;
 /// Reads the overlays `names` of a release and lays them into one tree. `roots` are folders like the
 /// source tree's `overlays`; an overlay is taken whole from the first root that has it.
 pub fn load(roots: &[PathBuf], release: &str, names: &[String]) -> Result<Tree> {
+    let (tree, problems) = load_all(roots, release, names)?;
+    if problems.is_empty() { Ok(tree) } else { Err(Problems(problems).into()) }
+}
+
+/// Like [`load`], for callers that go on in spite of problems: what could be read, and every problem.
+pub fn load_all(roots: &[PathBuf], release: &str, names: &[String]) -> Result<(Tree, Vec<Problem>)> {
     let mut tree = Tree::default();
     let mut problems = Vec::new();
     for name in names {
@@ -42,7 +48,7 @@ pub fn load(roots: &[PathBuf], release: &str, names: &[String]) -> Result<Tree> 
     problems.extend(check(&tree));
     problems.sort();
     problems.dedup();
-    if problems.is_empty() { Ok(tree) } else { Err(Problems(problems).into()) }
+    Ok((tree, problems))
 }
 
 /// One folder with `rootfs` and perhaps `overlay.toml`.

@@ -1,5 +1,6 @@
 //! Overlays: file trees that are laid over the installed packages. This file knows what a tree may
-//! hold and how several become one; [`load`] reads them, [`render`] fills in templates.
+//! hold and how several become one; [`load`] reads them, [`render`] fills in templates, [`trace`] tells
+//! which line of a template a line of its result comes from.
 //!
 //! An overlay `NAME` is `overlays/common/NAME/rootfs/…` and `overlays/<release>/NAME/rootfs/…`: where
 //! both have a file, the release's stands. Two overlays of different names must not bring the same
@@ -8,6 +9,8 @@
 pub mod attributes;
 pub mod load;
 pub mod render;
+pub mod tags;
+pub mod trace;
 
 use crate::recipe::problem::Problem;
 use std::collections::BTreeMap;

@@ -19,18 +19,35 @@ pub fn render(
     view: &View,
     secrets: &BTreeMap<String, String>,
 ) -> Result<String, String> {
+    attempt(template_text, view, secrets).map_err(|failure| match failure.line {
+        0 => format!("{name}: {}", failure.message),
+        line => format!("{name}:{line}: {}", failure.message),
+    })
+}
+
+/// Why a template has no result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The template's line; 0: the template as a whole.
+    pub line: usize,
+    pub message: String,
+}
+
+/// Like [`render`], with the line apart from the message.
+pub fn attempt(template_text: &str, view: &View, secrets: &BTreeMap<String, String>) -> Result<String, Failure> {
+    let whole = |message: String| Failure { line: 0, message };
     let mut context = match serde_json::to_value(view) {
         Ok(serde_json::Value::Object(view)) => view,
-        _ => return Err(format!("{name}: the site's view is not a JSON object")),
+        _ => return Err(whole("the site's view is not a JSON object".to_string())),
     };
     context.insert("secrets".to_string(), nested(secrets));
-    let environment = environment().map_err(|e| format!("{name}: {}", e.kind()))?;
+    let environment = environment().map_err(|e| whole(e.kind().to_string()))?;
     let rendered = environment
-        .template_from_named_str(name, template_text)
+        .template_from_str(template_text)
         .and_then(|template| template.render(value(&serde_json::Value::Object(context))))
-        .map_err(|error| shown(name, template_text, &error))?;
+        .map_err(|error| failure(template_text, &error))?;
     if rendered.len() > RESULT_MAX_BYTES {
-        return Err(format!("{name}: its result is longer than {RESULT_MAX_BYTES} bytes"));
+        return Err(whole(format!("its result is longer than {RESULT_MAX_BYTES} bytes")));
     }
     Ok(rendered)
 }
@@ -94,21 +111,20 @@ fn value(json: &serde_json::Value) -> Value {
 
 /// The error with the template's own line. minijinja's detail is shown for syntax alone, where no
 /// value is at hand yet: elsewhere it may quote one (a filter's name may come from a value too).
-fn shown(name: &str, text: &str, error: &Error) -> String {
+fn failure(text: &str, error: &Error) -> Failure {
     let line = error.line().unwrap_or(0);
     let source = text.lines().nth(line.wrapping_sub(1)).unwrap_or_default().trim();
-    let mut message = format!("{name}:{line}: ");
-    match error.kind() {
-        ErrorKind::UndefinedError => message.push_str("a value is undefined or none"),
-        kind => message.push_str(&kind.to_string()),
-    }
+    let mut message = match error.kind() {
+        ErrorKind::UndefinedError => "a value is undefined or none".to_string(),
+        kind => kind.to_string(),
+    };
     if let Some(detail) = error.detail().filter(|_| error.kind() == ErrorKind::SyntaxError) {
         message.push_str(&format!(" ({detail})"));
     }
     if !source.is_empty() {
         message.push_str(&format!(" in: {source}"));
     }
-    message
+    Failure { line, message }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! a recipe is checked.
 
 use super::view::{ClusterView, MemberView, NetworkView, NodeView, View};
+use base64::Engine as _;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -54,7 +55,8 @@ pub fn sample_view(role: &str) -> View {
     }
 }
 
-/// A value for each of these secrets.
+/// A value for each of these secrets, no two the same; base64, as some of them must be.
 pub fn sample_secrets<'a>(names: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, String> {
-    names.into_iter().map(|name| (name.clone(), "c2FtcGxlLXNlY3JldC1vZi10aGlydHktdHdv".to_string())).collect()
+    let value = |name: &String| base64::engine::general_purpose::STANDARD.encode(format!("a sample of {name}"));
+    names.into_iter().map(|name| (name.clone(), value(name))).collect()
 }
