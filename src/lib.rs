@@ -6,6 +6,8 @@
 
 /// From a locked recipe to an image.
 pub mod build;
+/// What can be wrong with recipes and overlays that can be read.
+pub mod check;
 /// The command line, one file a verb.
 pub mod cli;
 /// What a bake makes: ids, manifests, signatures, the store.

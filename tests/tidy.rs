@@ -34,6 +34,8 @@ const STARRED: &[&str] = &[
     "image/archive.rs",
     "image/key.rs",
     "image/fetch.rs",
+    // shellcheck, package files and option lists for `kiln check`.
+    "check/gather.rs",
     // The bake.
     "build/execute.rs",
     "build/preload.rs",
@@ -62,8 +64,8 @@ const STARRED: &[&str] = &[
 ];
 
 /// `lib.rs`'s order: a file imports from its own folder and from folders to the left.
-const ORDER: [&str; 12] =
-    ["sys", "recipe", "site", "overlay", "repo", "image", "build", "ledger", "pxe", "netroot", "join", "cli"];
+const ORDER: [&str; 13] =
+    ["sys", "recipe", "site", "overlay", "repo", "image", "check", "build", "ledger", "pxe", "netroot", "join", "cli"];
 
 /// These meet in `image`, `site` and `ledger`, never directly: the bake must not know how it is
 /// booted, and what runs in a node must not pull in the builder.

@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod boot;
 pub mod build;
+pub mod check;
 pub mod cluster;
 pub mod events;
 pub mod exit;
@@ -49,6 +50,7 @@ pub enum Verb {
     Explain(explain::Arguments),
     Events(events::Arguments),
     Build(build::Arguments),
+    Check(check::Arguments),
     Backup(backup::Arguments),
     Restore(restore::Arguments),
 }
@@ -69,6 +71,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Explain(arguments) => explain::run(arguments),
         Verb::Events(arguments) => events::run(arguments),
         Verb::Build(arguments) => build::run(&arguments),
+        Verb::Check(arguments) => check::run(&arguments),
         Verb::Backup(arguments) => backup::run(&arguments),
         Verb::Restore(arguments) => restore::run(&arguments),
     }

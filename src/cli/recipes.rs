@@ -149,6 +149,20 @@ impl Chosen {
             .with_context(|| format!("no file {}: put the distribution's public key there", self.folder.shown(&below)))
     }
 
+    /// The recipe's own file, as problems name it.
+    pub fn file(&self) -> String {
+        self.folder.shown(&format!("{}/{}.toml", self.release, self.role))
+    }
+
+    pub fn exists(&self) -> bool {
+        self.folder.find(&format!("{}/{}.toml", self.release, self.role)).is_some()
+    }
+
+    /// The folder of the release's option lists; it may not exist.
+    pub fn options(&self) -> PathBuf {
+        PathBuf::from(self.folder.shown(&format!("{}/options", self.release)))
+    }
+
     /// The recipe, with every problem of its files.
     pub fn recipe(&self) -> Result<Recipe> {
         Ok(file::parse(&self.folder, &self.release, &self.role)?)
