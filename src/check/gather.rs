@@ -134,3 +134,27 @@ fn of_package(file: &Path, family: Family) -> Result<BTreeSet<String>> {
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::rpm::header::tag;
+    use crate::repo::rpm::inspect::tests::package;
+
+    #[test]
+    fn an_rpm_says_its_units_by_its_header() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x.rpm");
+        let indexes = [0u32.to_be_bytes(), 1u32.to_be_bytes()].concat();
+        let tags: [(u32, u32, u32, &[u8]); 3] = [
+            (tag::DIRNAMES, 8, 2, b"/usr/lib/systemd/system/\0/usr/bin/\0"),
+            (tag::BASENAMES, 8, 2, b"openstack-nova-api.service\0x.service\0"),
+            (tag::DIR_INDEXES, 4, 2, &indexes),
+        ];
+        std::fs::write(&file, package(&tags, b"payload")).unwrap();
+        let units = of_package(&file, Family::Yum).unwrap();
+        assert_eq!(units, BTreeSet::from(["openstack-nova-api.service".to_string()]));
+        std::fs::write(&file, b"no package").unwrap();
+        assert!(of_package(&file, Family::Yum).is_err() && of_package(&file, Family::Apt).is_err());
+    }
+}
