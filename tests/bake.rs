@@ -447,8 +447,8 @@ fn a_yum_role_is_locked_and_baked_without_a_network_the_same_twice() {
     let said = diff(&[]);
     for line in [
         "packages:\n  + dice 0:1-1\n",
-        "  centos-release\n    ~ /etc/issue  mode 0644 -> 0600;",
-        "    ~ /etc/host.conf  owner 0:0 -> 27:27;",
+        "  centos-release\n    ~ /etc/issue  mode 0644 -> 0600\n",
+        "    ~ /etc/host.conf  owner 0:0 -> 27:27\n",
         "    + /etc/dice.conf  file of 5 B, 0644 0:0\n",
         "units:\n  + dice.service\n",
         "  ~ layer role  ",
@@ -483,6 +483,7 @@ for i in $(seq 50); do touch /var/lib/dice/$i; done
 ls -U /var/lib/dice > /var/lib/dice-order
 rm -r /var/lib/dice
 %files
+%dir /usr/share/dice
 %ghost /usr/share/dice/thrown
 ";
     const RECIPE: &str = "role = \"base-dice\"
@@ -505,6 +506,8 @@ group = \"mysql\"
     std::fs::write(place.path("dice/dice.spec"), SPEC).expect("the spec");
     let mut build = Command::new("rpmbuild");
     build.args(["-bb", "--quiet", "--define", &format!("_topdir {top}"), &format!("{top}/dice.spec")]);
+    // As old as the stand-in: a newer package would be another epoch.
+    build.args(["--define", "use_source_date_epoch_as_buildtime 1"]).env("SOURCE_DATE_EPOCH", "1605139200");
     succeed(build.env("HOME", &top));
     let repos = place.path("repos").display().to_string();
     succeed(&mut place.kiln(&[], &["repo", "import", &format!("{top}/RPMS"), "--as", "dice", "--repos", &repos]));

@@ -40,13 +40,15 @@ pub fn compare(a: (&Store, &ImageId), b: (&Store, &ImageId), cache: &Path) -> Re
         ..Difference::default()
     };
     if image_a.initramfs().digest != image_b.initramfs().digest {
-        difference.initramfs =
-            initramfs(&a.0.blob_path(&image_a.initramfs().digest), &b.0.blob_path(&image_b.initramfs().digest))?;
+        let file = |store: &Store, image: &Image| store.blob_path(&image.initramfs().digest);
+        let (file_a, file_b) = (file(a.0, &image_a), file(b.0, &image_b));
+        difference.initramfs = initramfs((&file_a, config_a.epoch), (&file_b, config_b.epoch))?;
     }
     if image_a.layers() != image_b.layers() {
         let work = Work::new(cache)?;
         let mut trees = Trees { work: &work, mounted: BTreeMap::new() };
-        let (layers_a, layers_b) = (trees.list(a.0, &image_a)?, trees.list(b.0, &image_b)?);
+        let (layers_a, layers_b) =
+            (trees.list(a.0, &image_a, config_a.epoch)?, trees.list(b.0, &image_b, config_b.epoch)?);
         difference.files = diff::files(&layers_a, &layers_b, &mut |path, i, j| {
             content(&trees.root(&layers_a[i]).join(path), &trees.root(&layers_b[j]).join(path))
         })?;
@@ -63,6 +65,8 @@ pub fn compare(a: (&Store, &ImageId), b: (&Store, &ImageId), cache: &Path) -> Re
         Some(layer) => difference.files.iter().any(|f| f.layer == layer),
         None => !difference.initramfs.is_empty(),
     };
+    // Another epoch is another packing, and told in the config.
+    let differs = |label: &str| config_a.epoch != config_b.epoch || differs(label);
     difference.layers = diff::blobs(&image_a, &image_b, &differs);
     Ok(difference)
 }
@@ -74,16 +78,16 @@ struct Trees<'a> {
 }
 
 impl Trees<'_> {
-    fn list(&mut self, store: &Store, image: &Image) -> Result<Vec<Layer>> {
-        image.layers().iter().map(|layer| self.one(store, layer)).collect()
+    fn list(&mut self, store: &Store, image: &Image, epoch: u64) -> Result<Vec<Layer>> {
+        image.layers().iter().map(|layer| self.one(store, layer, epoch)).collect()
     }
 
-    fn one(&mut self, store: &Store, layer: &Descriptor) -> Result<Layer> {
+    fn one(&mut self, store: &Store, layer: &Descriptor, epoch: u64) -> Result<Layer> {
         let (name, digest) = (layer.label(), layer.digest);
         if !self.mounted.contains_key(&digest) {
             let at = self.work.path.join(digest.short());
             let mount = chroot::show_layer(&store.blob_path(&digest), &at)?;
-            let listing = Rc::new(list(&at)?);
+            let listing = Rc::new(list(&at, epoch)?);
             self.mounted.insert(digest, (mount, listing));
         }
         let name = name.strip_prefix("layer ").unwrap_or(&name).to_string();
@@ -96,7 +100,7 @@ impl Trees<'_> {
 }
 
 /// Everything in a mounted layer.
-fn list(root: &Path) -> Result<Listing> {
+fn list(root: &Path, epoch: u64) -> Result<Listing> {
     let mut listing = Listing::new();
     let mut pending = vec![String::new()];
     while let Some(folder) = pending.pop() {
@@ -107,7 +111,7 @@ fn list(root: &Path) -> Result<Listing> {
                 bail!("{} holds a file whose name is not UTF-8: {:?}", dir.display(), entry.file_name());
             };
             let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-            let found = look(&entry.path())?;
+            let found = look(&entry.path(), epoch)?;
             if found.kind == Kind::Dir {
                 pending.push(path.clone());
             }
@@ -117,7 +121,7 @@ fn list(root: &Path) -> Result<Listing> {
     Ok(listing)
 }
 
-fn look(file: &Path) -> Result<Entry> {
+fn look(file: &Path, epoch: u64) -> Result<Entry> {
     let meta = fs::symlink_metadata(file).with_context(|| format!("looking at {}", file.display()))?;
     let kind = meta.file_type();
     let device = (nix::sys::stat::major(meta.rdev()) as u32, nix::sys::stat::minor(meta.rdev()) as u32);
@@ -141,6 +145,7 @@ fn look(file: &Path) -> Result<Entry> {
         uid: meta.uid(),
         gid: meta.gid(),
         mtime: meta.mtime(),
+        at_epoch: meta.mtime() == epoch as i64,
         links: meta.nlink(),
         kind,
         xattrs,
@@ -188,9 +193,11 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     Ok(filled)
 }
 
-/// The members that two initramfs differ in.
-fn initramfs(a: &Path, b: &Path) -> Result<Vec<File>> {
-    let read = |file: &Path| members(file).with_context(|| format!("reading initramfs {}", file.display()));
+/// The members that two initramfs, each with its image's epoch, differ in.
+fn initramfs(a: (&Path, u64), b: (&Path, u64)) -> Result<Vec<File>> {
+    let read = |(file, epoch): (&Path, u64)| {
+        members(file, epoch).with_context(|| format!("reading initramfs {}", file.display()))
+    };
     let (a, b) = (read(a)?, read(b)?);
     let layer = |members: &BTreeMap<String, (Entry, Vec<u8>)>, digest: &[u8]| {
         let files = members.iter().map(|(path, (entry, _))| (path.clone(), entry.clone())).collect();
@@ -202,7 +209,7 @@ fn initramfs(a: &Path, b: &Path) -> Result<Vec<File>> {
 }
 
 /// The members of a newc archive that zstd or gzip packed.
-fn members(file: &Path) -> Result<BTreeMap<String, (Entry, Vec<u8>)>> {
+fn members(file: &Path, epoch: u64) -> Result<BTreeMap<String, (Entry, Vec<u8>)>> {
     const FILE_TYPE: u32 = 0o170000;
     let packed = files::read_bounded(file, INITRAMFS_MAX_BYTES)?;
     let mut reader: Box<dyn Read> = match packed.as_slice() {
@@ -234,12 +241,16 @@ fn members(file: &Path) -> Result<BTreeMap<String, (Entry, Vec<u8>)>> {
             uid: head.uid(),
             gid: head.gid(),
             mtime: head.mtime().into(),
+            at_epoch: u64::from(head.mtime()) == epoch,
             links: 1,
             xattrs: Vec::new(),
         };
         found.insert(head.name().to_string(), (entry, bytes));
     }
 }
+
+/// (package, text).
+type Notes = Vec<(String, String)>;
 
 /// Names the packages of files that have none yet, by the database in a stack of layers: the one that
 /// owns the file, else one whose scripts name it. Where it cannot be told nothing is said.
@@ -248,7 +259,7 @@ fn name_owners(found: &mut [File], layers: &[&Path], scratch: &Path) -> Result<(
     let (lists, scripts) = if is_there(DPKG) {
         (dpkg_notes(layers, &["list"])?, dpkg_notes(layers, &["preinst", "postinst", "triggers"])?)
     } else if is_there(RPM) {
-        (rpm(layers, scratch, query::FILES_FORMAT)?, rpm(layers, scratch, query::SCRIPTS_FORMAT)?)
+        rpm(layers, scratch)?
     } else {
         return Ok(());
     };
@@ -259,8 +270,8 @@ fn name_owners(found: &mut [File], layers: &[&Path], scratch: &Path) -> Result<(
     Ok(())
 }
 
-/// (package, text) of dpkg's notes with these endings.
-fn dpkg_notes(layers: &[&Path], endings: &[&str]) -> Result<Vec<(String, String)>> {
+/// dpkg's notes with these endings.
+fn dpkg_notes(layers: &[&Path], endings: &[&str]) -> Result<Notes> {
     let mut notes = Vec::new();
     for folder in layers.iter().map(|layer| layer.join(DPKG)).filter(|folder| folder.is_dir()) {
         for entry in fs::read_dir(&folder).with_context(|| format!("listing {}", folder.display()))?.flatten() {
@@ -276,12 +287,16 @@ fn dpkg_notes(layers: &[&Path], endings: &[&str]) -> Result<Vec<(String, String)
     Ok(notes)
 }
 
-/// (package, text) of what the image's own rpm says of all its packages; nothing where it cannot run.
-fn rpm(layers: &[&Path], scratch: &Path, format: &str) -> Result<Vec<(String, String)>> {
+/// What the image's own rpm says of all its packages: their files, their scriptlets. Nothing
+/// where it cannot run.
+fn rpm(layers: &[&Path], scratch: &Path) -> Result<(Notes, Notes)> {
     let root = chroot::mount_writable(layers, &scratch.join("upper"), scratch, &scratch.join("root"))?;
     let chroot = Chroot::new(root.path(), 0)?;
-    let mut line = chroot.inside();
-    line.env("LC_ALL", "C").args(["rpm", "-qa", "--queryformat", format]);
-    let output = command::run(&mut line, b"", QUERY_TIMEOUT)?;
-    Ok(query::records(&output.text()))
+    let ask = |format: &str| {
+        let mut line = chroot.inside();
+        line.env("LC_ALL", "C").args(["rpm", "-qa", "--queryformat", format]);
+        let output = command::run(&mut line, b"", QUERY_TIMEOUT)?;
+        anyhow::Ok(query::records(&output.text()))
+    };
+    Ok((ask(query::FILES_FORMAT)?, ask(query::SCRIPTS_FORMAT)?))
 }

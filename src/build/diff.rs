@@ -18,6 +18,8 @@ pub struct Entry {
     pub gid: u32,
     /// Unix seconds.
     pub mtime: i64,
+    /// That is the image's epoch: where it is so in both, it is told once, as a part of the config.
+    pub at_epoch: bool,
     /// Names that a file has.
     pub links: u64,
     /// Sorted.
@@ -344,7 +346,9 @@ fn attributes(a: &Entry, b: &Entry) -> Vec<Field> {
     if let (Kind::File(_), Kind::File(_)) = (&a.kind, &b.kind) {
         put("links", a.links.to_string(), b.links.to_string());
     }
-    put("time", a.mtime.to_string(), b.mtime.to_string());
+    if !(a.at_epoch && b.at_epoch) {
+        put("time", a.mtime.to_string(), b.mtime.to_string());
+    }
     fields
 }
 
@@ -551,7 +555,7 @@ mod tests {
 
     fn entry(kind: Kind) -> Entry {
         let mode = if kind == Kind::Dir { 0o755 } else { 0o644 };
-        Entry { kind, mode, uid: 0, gid: 0, mtime: 1000, links: 1, xattrs: Vec::new() }
+        Entry { kind, mode, uid: 0, gid: 0, mtime: 1000, at_epoch: false, links: 1, xattrs: Vec::new() }
     }
 
     fn file(size: u64) -> Entry {
@@ -619,6 +623,14 @@ mod tests {
         assert_eq!(told(&plain, &[base()]), ["/etc/f in role: is file of 7 B, 0644 0:0>"]);
         assert_eq!(told(&[base()], &plain), ["/etc/f in role: is >file of 7 B, 0644 0:0"]);
         assert_eq!(told(&plain, &plain), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_time_that_is_each_images_epoch_is_no_difference_of_the_file() {
+        let at = |mtime, at_epoch| [layer("role", &[("f", Entry { mtime, at_epoch, ..file(1) })])];
+        assert_eq!(told(&at(1000, true), &at(2000, true)), Vec::<String>::new());
+        assert_eq!(told(&at(1000, true), &at(1000, false)), Vec::<String>::new());
+        assert_eq!(told(&at(1000, true), &at(2000, false)), ["/f in role: time 1000>2000"]);
     }
 
     #[test]

@@ -253,7 +253,11 @@ fn xattr_names(file: &Path) -> std::io::Result<Vec<String>> {
     let (path, mut buffer) = (c_path(file)?, vec![0u8; XATTR_MAX_BYTES]);
     // SAFETY: path ends with a zero, buffer is as long as said.
     let n = unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
-    let n = usize::try_from(n).map_err(|_| std::io::Error::last_os_error())?;
+    let n = match usize::try_from(n).map_err(|_| std::io::Error::last_os_error()) {
+        // What a squashfs answers in which nothing has any.
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
+        n => n?,
+    };
     let names = buffer[..n].split(|b| *b == 0).filter(|n| !n.is_empty());
     Ok(names.map(|n| String::from_utf8_lossy(n).into_owned()).collect())
 }
