@@ -400,11 +400,11 @@ fn a_yum_role_is_locked_and_baked_without_a_network_the_same_twice() {
         blobs.iter().filter_map(of).collect()
     };
     let first = repositories("mitaka/test");
-    let second = "role = \"other\"\nextends = [\"test\"]\n[kernel]\ncmdline = [\"other\"]\n";
-    std::fs::write(place.path("recipes/mitaka/other.toml"), second).expect("a second role");
-    succeed(&mut kiln(&with(&["lock", "mitaka/other"])));
-    succeed(&mut kiln(&with(&["build", "mitaka/other"])));
-    assert_eq!((first.len(), repositories("mitaka/other")), (1, first));
+    let second = "role = \"base-other\"\nextends = [\"test\"]\n[kernel]\ncmdline = [\"other\"]\n";
+    std::fs::write(place.path("recipes/mitaka/base-other.toml"), second).expect("a second role");
+    succeed(&mut kiln(&with(&["lock", "mitaka/base-other"])));
+    succeed(&mut kiln(&with(&["build", "mitaka/base-other"])));
+    assert_eq!((first.len(), repositories("mitaka/base-other")), (1, first));
 
     // From the cache alone: no mirror.
     verified(&mut kiln(&["build", "--verify", "mitaka/test"].map(String::from)), &place.path("cache"));
