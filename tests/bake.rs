@@ -137,6 +137,12 @@ fn the_same_inputs_give_the_same_id_anywhere_at_any_time() {
     dear::bake("zed/test");
     // What an earlier bake left in the cache is the first of the two.
     verified(dear::kiln().args(["build", "--verify", "zed/test"]), &cache());
+    // Said before anything is baked.
+    let hide =
+        "mount -t tmpfs none /usr/lib/x86_64-linux-gnu/faketime && exec target/release/kiln build --verify zed/test";
+    let without = Command::new("unshare").args(["--mount", "sh", "-c", hide]).current_dir(root()).output().expect("sh");
+    assert_eq!(without.status.code(), Some(2), "{}", text(&without));
+    assert!(text(&without).contains("apt-get install faketime"), "{}", text(&without));
 }
 
 /// Runs `kiln build --verify`: it holds, inside the tree too, and leaves no second bake behind.
@@ -476,7 +482,7 @@ Chance.
 mkdir -p %{buildroot}/usr/share/dice
 touch %{buildroot}/usr/share/dice/thrown
 %post
-echo $RANDOM $RANDOM > /usr/share/dice/thrown
+echo $((RANDOM + 100000)) $((RANDOM + 100000)) > /usr/share/dice/thrown
 date +%%Y > /var/lib/dice-year
 mkdir /var/lib/dice
 for i in $(seq 50); do touch /var/lib/dice/$i; done
