@@ -93,7 +93,7 @@ const CLOCK: [&str; 3] = ["FAKETIME", "NO_FAKE_STAT", "FAKETIME_DONT_FAKE_MONOTO
 const CLOCK_LIBRARY: &str = "run/libfaketime.so.1";
 
 /// The library that shifts this process's clock.
-fn clock_library() -> Option<PathBuf> {
+pub fn clock_library() -> Option<PathBuf> {
     std::env::var_os(CLOCK[0])?;
     let preloaded = std::env::var("LD_PRELOAD").ok()?;
     let is_clock = |path: &&str| path.rsplit('/').next().is_some_and(|name| name.starts_with("libfaketime"));

@@ -9,7 +9,7 @@ use crate::image::manifest::{Descriptor, Image};
 use crate::image::store::Store;
 use crate::repo::rpm::query;
 use crate::sys::{command, files};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Read};
@@ -101,24 +101,11 @@ impl Trees<'_> {
 
 /// Everything in a mounted layer.
 fn list(root: &Path, epoch: u64) -> Result<Listing> {
-    let mut listing = Listing::new();
-    let mut pending = vec![String::new()];
-    while let Some(folder) = pending.pop() {
-        let dir = root.join(&folder);
-        for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {
-            let entry = entry.with_context(|| format!("listing {}", dir.display()))?;
-            let Ok(name) = entry.file_name().into_string() else {
-                bail!("{} holds a file whose name is not UTF-8: {:?}", dir.display(), entry.file_name());
-            };
-            let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-            let found = look(&entry.path(), epoch)?;
-            if found.kind == Kind::Dir {
-                pending.push(path.clone());
-            }
-            listing.insert(path, found);
-        }
-    }
-    Ok(listing)
+    squash::each(root, |file| {
+        let entry = look(file, epoch)?;
+        let is_folder = entry.kind == Kind::Dir;
+        Ok((entry, is_folder))
+    })
 }
 
 fn look(file: &Path, epoch: u64) -> Result<Entry> {

@@ -187,7 +187,16 @@ fn is_opaque(dir: &Path) -> bool {
 
 /// What stands where in a mounted tree.
 pub fn index(root: &Path) -> Result<Index> {
-    let mut index = Index::new();
+    each(root, |file| {
+        let node = node(file)?;
+        let is_folder = node.kind == Kind::Dir;
+        Ok((node, is_folder))
+    })
+}
+
+/// Everything below a folder by its path: `look` tells what it is, and whether that is a folder.
+pub fn each<T>(root: &Path, look: impl Fn(&Path) -> Result<(T, bool)>) -> Result<BTreeMap<String, T>> {
+    let mut found = BTreeMap::new();
     let mut pending = vec![String::new()];
     while let Some(folder) = pending.pop() {
         let dir = root.join(&folder);
@@ -197,14 +206,14 @@ pub fn index(root: &Path) -> Result<Index> {
                 bail!("{} holds a file whose name is not UTF-8: {:?}", dir.display(), entry.file_name());
             };
             let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-            let node = node(&entry.path())?;
-            if node.kind == Kind::Dir {
+            let (what, is_folder) = look(&entry.path())?;
+            if is_folder {
                 pending.push(path.clone());
             }
-            index.insert(path, node);
+            found.insert(path, what);
         }
     }
-    Ok(index)
+    Ok(found)
 }
 
 fn node(file: &Path) -> Result<Node> {

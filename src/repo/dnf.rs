@@ -74,9 +74,7 @@ pub fn sources_of(
 
 /// Resolves a recipe: reads and checks the metadata, solves once over everything that is asked for.
 pub fn resolve(recipe: &Recipe, sources: &[Source], cache: &Path, say: &dyn Fn(&str)) -> Result<Lock> {
-    let folder = cache.join("yum");
-    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let _lock = files::lock(&folder.join("kiln.lock"))?;
+    let (folder, _lock) = kept_metadata(cache)?;
     let mut all = Vec::new();
     for source in sources {
         say(&format!("reading repository {}", source.repository));
@@ -117,12 +115,18 @@ fn ask(question: &Question, home: &Path) -> Result<solve::Answer> {
     serde_json::from_slice(&output.stdout).context("reading dnf's answer")
 }
 
+/// Where metadata is kept in the cache; one process at a time.
+fn kept_metadata(cache: &Path) -> Result<(PathBuf, files::Lock)> {
+    let folder = cache.join("yum");
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let lock = files::lock(&folder.join("kiln.lock"))?;
+    Ok((folder, lock))
+}
+
 /// Every package of a repository, as the metadata (sha256 in hex) that the lock names lists them: from
 /// the cache, or from the mirror while that carries the same.
 pub fn all(sources: &[Source], repository: &str, locked: &str, cache: &Path) -> Result<Vec<LockedPackage>> {
-    let folder = cache.join("yum");
-    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let _lock = files::lock(&folder.join("kiln.lock"))?;
+    let (folder, _lock) = kept_metadata(cache)?;
     let primary = match kept_primary(&folder.join(locked), locked)? {
         Some(primary) => primary,
         None => {
