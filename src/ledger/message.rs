@@ -197,9 +197,9 @@ pub struct RunningStep {
 }
 
 /// A node reports at least this often.
-pub const REPORT_INTERVAL_SECS: u64 = 10;
-/// A session without a report for this long is dead.
-pub const SESSION_DEAD_SECS: u64 = 30;
+pub const REPORT_INTERVAL_SECS: u64 = 5;
+/// A session without a report for this long is dead. A wiped machine waits for it: most of the time of its rejoin.
+pub const SESSION_DEAD_SECS: u64 = 20;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SystemReport {

@@ -6,7 +6,7 @@ use super::operator::must_exist;
 use super::{Refusal, Why};
 use crate::ledger::event::{Adopted, Event};
 use crate::ledger::live::Live;
-use crate::ledger::message::Data;
+use crate::ledger::message::{Data, SESSION_DEAD_SECS};
 use crate::ledger::state::State;
 use crate::ledger::text;
 use crate::recipe::system::Dark;
@@ -101,7 +101,7 @@ pub(super) fn fence(state: &State, live: &Live, node: &str, now_ms: u64) -> Resu
     must_exist(state, node)?;
     if live.session_lives(state, node, now_ms) {
         let reason = format!("node {node} lives or may live: it was heard, or this server has just started");
-        return Err(refused(format!("{reason}; switch it off, wait 30 s, then fence it")));
+        return Err(refused(format!("{reason}; switch it off, wait {SESSION_DEAD_SECS} s, then fence it")));
     }
     let known = state.node(node);
     let event = Event::NodeFenced { node: node.into(), generation: known.generation };

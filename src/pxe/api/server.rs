@@ -42,7 +42,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections at once.
 pub const CONNECTIONS_MAX: usize = 4096;
 /// A held boot asks again after this.
-const HOLD_RETRY_SECS: u64 = 10;
+const HOLD_RETRY_SECS: u64 = 5;
 /// Registers of one node that overtake each other try so often.
 const RACES_MAX: usize = 4;
 
