@@ -34,6 +34,7 @@ pub struct Role<'a> {
 #[derive(Debug, Default)]
 pub struct Found {
     pub problems: Vec<Problem>,
+    pub unchecked: Vec<Problem>,
     /// Units that must come from packages.
     pub units: Vec<units::Wanted>,
     /// For shellcheck.
@@ -111,6 +112,7 @@ pub fn check(role: &Role) -> Found {
         placeholders::check(output, &mut of_file);
         of_file.problems.retain(|p| !output.failed.contains(&p.line));
         found.problems.extend(of_file.problems);
+        found.unchecked.extend(of_file.unchecked);
         found.scripts.extend(shell::script(output));
     }
     ports::check(&outputs, role.systems, &view, &mut found);

@@ -5,6 +5,7 @@
 //! ```toml
 //! [nova]                                     # its options stand in nova.txt
 //! files = ["/etc/nova/nova*.conf"]           # * stands for any text; the first service that fits
+//! others = ["/etc/nova/kiln-uwsgi.ini"]      # beside them, and not oslo.config's
 //! allow = ["fast.filesystem_store_datadir"]  # although it is not registered, or deprecated: say why
 //! ```
 //! `nova.txt`
@@ -20,6 +21,9 @@ use super::{Found, Output, fits};
 use crate::recipe::problem::Problem;
 use crate::recipe::reader;
 use std::collections::BTreeMap;
+
+/// How the names of files with options end.
+const ENDINGS: [&str; 2] = [".conf", ".ini"];
 
 /// How an option stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +43,8 @@ pub struct Service {
     pub name: String,
     /// Patterns of absolute paths.
     pub files: Vec<String>,
+    /// The same for what lies beside and is read by something else.
+    pub others: Vec<String>,
     pub sections: Sections,
 }
 
@@ -47,16 +53,19 @@ pub fn files(text: &str, file: &str) -> (Vec<Service>, Vec<Problem>) {
     let (services, problems) = reader::read_all(text, file, |table| {
         let mut services = Vec::new();
         for (name, entry) in table.named_tables() {
-            let files = entry.list("files", |text| match text.starts_with('/') {
-                true => Ok(text.to_string()),
-                false => Err(format!("{text:?} is not an absolute path")),
-            });
+            let paths = |key| -> Vec<String> {
+                let list = entry.list(key, |text| match text.starts_with('/') {
+                    true => Ok(text.to_string()),
+                    false => Err(format!("{text:?} is not an absolute path")),
+                });
+                list.into_iter().map(|path| path.value).collect()
+            };
+            let (files, others) = (paths("files"), paths("others"));
             let allow = entry.list("allow", |text| match text.rsplit_once('.') {
                 Some((section, option)) => Ok((section.to_string(), option.to_string())),
                 None => Err(format!("{text:?} is not section.option")),
             });
-            let mut service = Service { name: name.value, ..Service::default() };
-            service.files = files.into_iter().map(|f| f.value).collect();
+            let mut service = Service { name: name.value, files, others, ..Service::default() };
             for (section, option) in allow.into_iter().map(|a| a.value) {
                 service.sections.entry(section).or_default().insert(option, Status::Current);
             }
@@ -102,27 +111,56 @@ impl Service {
         self.files.iter().any(|pattern| fits(pattern, path))
     }
 
+    /// Whether a file lies beside the service's, looks like one, and nobody said that it is none.
+    fn may_have(&self, path: &str) -> bool {
+        let beside = |pattern: &String| {
+            let folder = pattern.split('*').next().and_then(|plain| plain.rsplit_once('/')).map(|(folder, _)| folder);
+            folder.and_then(|folder| path.strip_prefix(folder)).is_some_and(|rest| rest.starts_with('/'))
+        };
+        let looks = ENDINGS.iter().any(|ending| path.ends_with(ending));
+        looks && self.files.iter().any(beside) && !self.others.iter().any(|pattern| fits(pattern, path))
+    }
+
     /// oslo.config compares sections without case, `DEFAULT` excepted.
     fn section(&self, name: &str) -> Option<&BTreeMap<String, Status>> {
         let lower = name.to_lowercase();
         self.sections.get(name).or_else(|| self.sections.get(&lower).filter(|_| lower != "default"))
     }
 
-    /// Where else an option of that name is.
-    fn elsewhere(&self, option: &str) -> String {
+    /// The sections that have an option of that name.
+    fn sections_with(&self, option: &str) -> Vec<&str> {
         let has = |options: &BTreeMap<String, Status>| options.get(option) == Some(&Status::Current);
-        let sections: Vec<&str> = self.sections.iter().filter(|(_, o)| has(o)).map(|(s, _)| s.as_str()).collect();
-        match sections.as_slice() {
-            [] => String::new(),
-            // More say nothing.
-            some => format!("; there is one in [{}]", some[..some.len().min(5)].join("], [")),
+        self.sections.iter().filter(|(_, o)| has(o)).map(|(s, _)| s.as_str()).collect()
+    }
+}
+
+/// Where else an option of that name is: in other sections, or in files of the same service's others.
+fn elsewhere(service: &Service, services: &[Service], option: &str) -> String {
+    let family = |s: &Service| s.name.split('-').next().unwrap_or_default().to_string();
+    match service.sections_with(option).as_slice() {
+        [] => {
+            let others =
+                services.iter().filter(|s| family(s) == family(service) && !s.sections_with(option).is_empty());
+            let names: Vec<&str> = others.map(|s| s.name.as_str()).collect();
+            if names.is_empty() { String::new() } else { format!("; {} has", names.join(", ")) }
         }
+        // More say nothing.
+        some => format!("; there is one in [{}]", some[..some.len().min(5)].join("], [")),
     }
 }
 
 /// Every line of a service's file that the service would not read as it is meant.
 pub(super) fn check(services: &[Service], output: &Output, found: &mut Found) {
-    let Some(service) = services.iter().find(|s| s.has(&output.path)) else { return };
+    let Some(service) = services.iter().find(|s| s.has(&output.path)) else {
+        if let Some(near) = services.iter().find(|s| s.may_have(&output.path)) {
+            let message = format!(
+                "its options: files.toml does not say whose they are (files of {}), or that it has none (others)",
+                near.name
+            );
+            found.unchecked.push(output.problem_at(0, "", message));
+        }
+        return;
+    };
     let name = &service.name;
     let mut section: Option<&str> = None;
     let mut known = None;
@@ -147,7 +185,7 @@ pub(super) fn check(services: &[Service], output: &Output, found: &mut Found) {
                     Some(Status::Current) => {}
                     Some(Status::Deprecated) => say(full, format!("is deprecated: {name} will drop it")),
                     Some(Status::Renamed(now)) => say(full, format!("is an old name: {name} calls it {now}")),
-                    None => say(full, format!("{name} has no such option{}", service.elsewhere(key))),
+                    None => say(full, format!("{name} has no such option{}", elsewhere(service, services, key))),
                 }
             }
             Line::More(_) => {}
@@ -183,6 +221,22 @@ mod tests {
         assert_eq!(nova.sections["a.b"]["old"], Status::Current);
         assert_eq!(nova.sections["a.b"]["gone"], Status::Deprecated);
         assert!(nova.read("early\n", "nova.txt")[0].to_string().starts_with("nova.txt:1: "));
+    }
+
+    #[test]
+    fn a_file_beside_a_services_files_is_known_by_its_looks() {
+        let text = "[n]\nfiles = [\"/etc/n/n*.conf\", \"/etc/n/plugins/*.ini\"]\nothers = [\"/etc/n/*uwsgi.ini\"]\n";
+        let (services, problems) = files(text, "files.toml");
+        assert_eq!(problems, vec![]);
+        for (path, want) in [
+            ("/etc/n/extra.conf", true),
+            ("/etc/n/conf.d/x.ini", true),
+            ("/etc/n/kiln-uwsgi.ini", false),
+            ("/etc/n/policy.json", false),
+            ("/etc/nn/extra.conf", false),
+        ] {
+            assert_eq!(services[0].may_have(path), want, "{path}");
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ use super::{Found, Output};
 const WORDS: [&str; 5] = [concat!("TO", "DO"), concat!("FIX", "ME"), "CHANGEME", "CHANGE_ME", "REPLACE_ME"];
 /// What only a template's source has; `{#` is too common elsewhere.
 const TAGS: [&str; 2] = ["{{", "{%"];
+/// Around a name in capitals: `{VIP}`, `<VIP>`, and what other tools' templates write.
+const FENCES: [(char, char); 4] = [('{', '}'), ('<', '>'), ('%', '%'), ('@', '@')];
 
 /// Results of templates, and configuration that is copied as it is. A script may talk of anything.
 pub(super) fn check(output: &Output, found: &mut Found) {
@@ -26,17 +28,19 @@ fn left(line: &str) -> Option<&str> {
     let alone = |at: usize, what: &str| !line[..at].ends_with(word) && !line[at + what.len()..].starts_with(word);
     let words = WORDS.iter().filter_map(|w| line.match_indices(w).find(|(at, w)| alone(*at, w)).map(|(_, w)| w));
     let tags = TAGS.iter().filter_map(|t| line.find(t).map(|at| &line[at..at + t.len()]));
-    words.chain(tags).next().or_else(|| braced(line))
+    words.chain(tags).next().or_else(|| FENCES.iter().find_map(|(open, close)| fenced(line, *open, *close)))
 }
 
-/// `{NAME}`; a shell's `${NAME}` and a server's `%{NAME}` are theirs.
-fn braced(line: &str) -> Option<&str> {
-    line.match_indices('{').find_map(|(at, _)| {
-        let inside = line[at + 1..].split('}').next().filter(|i| at + 1 + i.len() < line.len())?;
+/// `{NAME}` and its like; a shell's `${NAME}` and a server's `%{NAME}` are theirs.
+fn fenced(line: &str, open: char, close: char) -> Option<&str> {
+    line.match_indices(open).find_map(|(at, _)| {
+        let inside = line[at + 1..].split(close).next().filter(|i| at + 1 + i.len() < line.len())?;
         let name = inside.starts_with(|c: char| c.is_ascii_uppercase())
             && inside.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+        // A single letter is a date's (`%H%M`), or a mark-up's.
+        let long = open == '{' || inside.len() > 1;
         let theirs = line[..at].ends_with(['$', '%', '\\']);
-        (name && !theirs).then(|| &line[at..at + inside.len() + 2])
+        (name && long && !theirs).then(|| &line[at..at + inside.len() + 2])
     })
 }
 
@@ -58,6 +62,10 @@ mod tests {
             ("{ \"A\": 1 } {a} {} {1A}", None),
             ("log-format %{+Q}o {#", None),
             ("{OPEN", None),
+            ("user = %SERVICE_USER%", Some("%SERVICE_USER%")),
+            ("auth_url = http://<CONTROLLER>:5000", Some("<CONTROLLER>")),
+            ("host = @HOST@", Some("@HOST@")),
+            ("date +%Y%m%d <a>X</a> <B> a@B@c <IfModule>", None),
         ] {
             assert_eq!(left(line), want, "{line}");
         }

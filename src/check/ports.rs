@@ -1,6 +1,7 @@
 //! Ports of one node that two would listen on. The VIP lies on a node that has its services at its
 //! own address: who listens on all addresses takes the VIP's port, too.
 
+use super::ini::{self, Line};
 use super::{Found, Output};
 use crate::recipe::file::Loaded;
 use crate::recipe::problem::Problem;
@@ -10,12 +11,20 @@ use std::net::Ipv4Addr;
 
 /// The load balancer's files.
 const BALANCER: &str = "/etc/haproxy/";
-/// Options and arguments with which the field's daemons are told where to listen; dashes stand for
-/// underscores too, leading ones are left out.
-const LISTEN: [&str; 16] = [
-    "admin-bind-host",
+/// Where OpenStack's own servers are told to listen: section, option of the address, option of the
+/// port, and the port without that (`None`: it differs from service to service).
+const SERVERS: [(&str, &str, &str, Option<u16>); 6] = [
+    ("DEFAULT", "bind_host", "bind_port", None),
+    ("DEFAULT", "osapi_compute_listen", "osapi_compute_listen_port", Some(8774)),
+    ("DEFAULT", "metadata_listen", "metadata_listen_port", Some(8775)),
+    ("vnc", "novncproxy_host", "novncproxy_port", Some(6080)),
+    ("eventlet_server", "public_bind_host", "public_port", Some(5000)),
+    ("eventlet_server", "admin_bind_host", "admin_port", Some(35357)),
+];
+/// Options and arguments with which the field's other daemons are told where to listen; dashes stand
+/// for underscores too, leading ones are left out.
+const LISTEN: [&str; 10] = [
     "bind-address",
-    "bind-host",
     "bind-ip",
     "bindaddress",
     "http",
@@ -23,10 +32,6 @@ const LISTEN: [&str; 16] = [
     "https",
     "listen",
     "listen-address",
-    "metadata-listen",
-    "novncproxy-host",
-    "osapi-compute-listen",
-    "public-bind-host",
     "socket",
     "uwsgi-bind-ip",
 ];
@@ -58,6 +63,18 @@ impl Place {
     }
 }
 
+/// A daemon that is told where to listen.
+struct Listener<'o> {
+    output: &'o Output<'o>,
+    /// The line that says it, from 0.
+    index: usize,
+    /// The option's name there.
+    key: String,
+    /// The line that says the port, and the option's name there.
+    port_at: (usize, String),
+    place: Place,
+}
+
 /// A balancer's `bind` with its line of the file, from 0.
 struct Bind<'o> {
     output: &'o Output<'o>,
@@ -76,27 +93,24 @@ pub(super) fn check(outputs: &[Output], systems: &BTreeMap<String, Loaded>, view
         let at = |bind: &&Bind| bind.place.address.is_some() && bind.place.address == view.cluster.vip;
         binds.iter().filter(at).find(|b| b.place.holds(port))
     };
-    for output in outputs.iter().filter(|o| !o.path.starts_with(BALANCER)) {
-        for (index, key, place) in listens(output) {
-            if place.address.is_some() {
-                continue;
+    let listeners: Vec<Listener> =
+        outputs.iter().filter(|o| !o.path.starts_with(BALANCER)).flat_map(listeners).collect();
+    for Listener { output, index, key, place, .. } in listeners.iter().filter(|l| l.place.address.is_none()) {
+        let message = match place.ports.and_then(|(port, _)| vip(port)) {
+            Some(bind) => {
+                format!("listens on all addresses, also on the VIP, where {} binds {}", bind.output.path, bind.text)
             }
-            let taken = place.ports.and_then(|(port, _)| vip(port));
-            let message = match taken {
-                Some(bind) => {
-                    format!("listens on all addresses, also on the VIP, where {} binds {}", bind.output.path, bind.text)
-                }
-                // A unit cannot be a template: systemd has read it before it is rendered.
-                None if key == SOCKET_UNIT => continue,
-                None => "listens on all addresses: give the node's own, {{ node.address }}".to_string(),
-            };
-            found.problem(output.problem(index, &key, message));
-        }
+            // A unit cannot be a template: systemd has read it before it is rendered.
+            None if key == SOCKET_UNIT => continue,
+            None => "listens on all addresses: give the node's own, {{ node.address }}".to_string(),
+        };
+        found.problem(output.problem(*index, key, message));
     }
+    among_listeners(&listeners, systems, view, found);
     for loaded in systems.values() {
         for port in &loaded.places.ports {
             let Some(bind) = vip(port.value) else { continue };
-            if is_bound(&loaded.system.name, port.value, outputs, view) {
+            if is_bound(&loaded.system.name, port.value, outputs, &listeners, view) {
                 continue;
             }
             let name = &loaded.system.name;
@@ -141,21 +155,60 @@ fn against_systems(bind: &Bind, systems: &BTreeMap<String, Loaded>, view: &View,
     }
 }
 
+/// Ports of the node's address that a daemon is told to take, although they are another's, or taken
+/// already, or not among those that its system names.
+fn among_listeners(listeners: &[Listener], systems: &BTreeMap<String, Loaded>, view: &View, found: &mut Found) {
+    for (i, listener) in listeners.iter().enumerate() {
+        let Listener { output, port_at: (index, key), place, .. } = listener;
+        let here = |place: &Place| place.address.is_none_or(|a| a == view.node.address);
+        let Some((port, last)) = place.ports.filter(|_| here(place)) else { continue };
+        let own = output.system.map(|l| &l.system);
+        if own.is_some_and(|s| (port..=last).all(|p| s.ports.contains(&p))) {
+            let same = |l: &&Listener| l.output.entry.overlay == output.entry.overlay && l.place.meets(place);
+            if let Some(first) = listeners[..i].iter().find(same) {
+                let at = first.output.lines.get(first.index).copied().unwrap_or(0);
+                let message = format!(
+                    "port {port} is taken already, by {} in line {at} of {}",
+                    first.key, first.output.entry.source
+                );
+                found.problem(output.problem(*index, key, message));
+            }
+            continue;
+        }
+        let theirs =
+            |l: &&Loaded| l.system.name != output.entry.overlay && l.system.ports.iter().any(|p| place.holds(*p));
+        let message = match (systems.values().find(theirs), own) {
+            (Some(other), _) => format!("takes port {port}, which is {}'s", other.system.name),
+            (None, Some(own)) => format!("port {port} is not among the ports of system {}", own.name),
+            (None, None) => continue,
+        };
+        found.problem(output.problem(*index, key, message));
+    }
+}
+
 /// Whether some file of the system says that it listens at the node's address.
-fn is_bound(system: &str, port: u16, outputs: &[Output], view: &View) -> bool {
+fn is_bound(system: &str, port: u16, outputs: &[Output], listeners: &[Listener], view: &View) -> bool {
     let address = view.node.address;
+    let says_so = |l: &Listener| {
+        let place = &l.place;
+        l.output.entry.overlay == system
+            && place.address == Some(address)
+            && (place.ports.is_none() || place.holds(port))
+    };
+    if listeners.iter().any(says_so) {
+        return true;
+    }
     let pair = format!("{address}:{port}");
     // A balancer's file names servers, it does not make them.
     let own = |o: &&Output| o.entry.overlay == system && !o.is_script() && !o.path.starts_with(BALANCER);
     outputs.iter().filter(own).any(|output| {
-        if !output.failed.is_empty() {
-            return true; // nobody knows
-        }
-        let says_so = |(_, _, place): (usize, String, Place)| {
-            place.address == Some(address) && (place.ports.is_none() || place.holds(port))
+        // In a URL it is where a client asks.
+        let server = |at: usize| {
+            let (before, after) = (&output.text[..at], &output.text[at + pair.len()..]);
+            !after.starts_with(|c: char| c.is_ascii_digit()) && !before.ends_with(['/', '@'])
         };
-        let more = |at: usize| output.text[at + pair.len()..].starts_with(|c: char| c.is_ascii_digit());
-        listens(output).into_iter().any(says_so) || output.text.match_indices(&pair).any(|(at, _)| !more(at))
+        // With failures nobody knows.
+        !output.failed.is_empty() || output.text.match_indices(&pair).any(|(at, _)| server(at))
     })
 }
 
@@ -180,14 +233,14 @@ fn binds<'o>(output: &'o Output<'o>) -> Vec<Bind<'o>> {
 /// A socket unit's option, which is told apart.
 const SOCKET_UNIT: &str = "ListenStream";
 
-/// Where a configuration file or a unit says that its daemon listens: line from 0, option, place.
-fn listens(output: &Output) -> Vec<(usize, String, Place)> {
+/// Where a configuration file or a unit says that its daemon listens.
+fn listeners<'o>(output: &'o Output<'o>) -> Vec<Listener<'o>> {
     let unit = output.path.ends_with(".socket");
     let configuration = output.path.starts_with("/etc/") && !output.is_script();
-    let mut found = Vec::new();
     if !unit && !configuration {
-        return found;
+        return Vec::new();
     }
+    let mut found = servers(output);
     for (index, line) in output.sound_lines() {
         if line.trim_start().starts_with(['#', ';']) {
             continue;
@@ -200,9 +253,37 @@ fn listens(output: &Output) -> Vec<(usize, String, Place)> {
             // uwsgi's `listen = 100` is the length of a queue.
             let bare_port = unit || key == APACHE || key.starts_with(LISTEN_NUMBERED);
             if let Some(place) = place(pair[1], bare_port).filter(|_| known) {
-                found.push((index, key.to_string(), place));
+                let key = key.to_string();
+                found.push(Listener { output, index, port_at: (index, key.clone()), key, place });
             }
         }
+    }
+    found
+}
+
+/// What an OpenStack service's file says by [`SERVERS`].
+fn servers<'o>(output: &'o Output<'o>) -> Vec<Listener<'o>> {
+    let mut section = "";
+    let mut said: BTreeMap<(&str, &str), (usize, &str)> = BTreeMap::new();
+    for (index, line) in ini::lines(&output.text) {
+        match line {
+            Line::Section(name) => section = name,
+            Line::Option { key, value } => {
+                said.insert((section, key), (index, value));
+            }
+            Line::More(_) | Line::Wrong => {}
+        }
+    }
+    let mut found = Vec::new();
+    for (section, host, port, default) in SERVERS {
+        let Some((index, text)) = said.get(&(section, host)) else { continue };
+        let Some(Place { address, .. }) = place(text, false) else { continue };
+        let told = said.get(&(section, port)).and_then(|(at, text)| Some((*at, text.parse::<u16>().ok()?)));
+        let ports = told.map(|(_, port)| port).or(default).map(|port| (port, port));
+        let port_at = told.map_or((*index, host), |(at, _)| (at, port));
+        let place = Place { address, ports };
+        let port_at = (port_at.0, port_at.1.to_string());
+        found.push(Listener { output, index: *index, key: host.to_string(), port_at, place });
     }
     found
 }
@@ -258,6 +339,40 @@ mod tests {
         ] {
             assert_eq!(place(text, bare), want, "{text:?}");
         }
+    }
+
+    #[test]
+    fn servers_say_their_address_and_their_port_on_lines_of_their_own() {
+        let text = "[DEFAULT]\nmetadata_listen_port = 1\nmetadata_listen = 192.0.2.11\nosapi_compute_listen = 0.0.0.0\nbind_host = ::\n[vnc]\nnovncproxy_host = host\n";
+        let entry = crate::overlay::Entry {
+            kind: crate::overlay::Kind::Dir,
+            mode: 0,
+            owner: String::new(),
+            group: String::new(),
+            overlay: "nova".into(),
+            source: "nova.conf".into(),
+        };
+        let output = Output {
+            path: "/etc/nova/nova.conf".into(),
+            entry: &entry,
+            system: None,
+            template: None,
+            text: text.into(),
+            lines: Vec::new(),
+            failed: Default::default(),
+        };
+        let shown: Vec<String> = servers(&output)
+            .iter()
+            .map(|l| format!("{} {} {:?} {:?} {:?}", l.index, l.key, l.port_at, l.place.address, l.place.ports))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "4 bind_host (4, \"bind_host\") None None",
+                "3 osapi_compute_listen (3, \"osapi_compute_listen\") None Some((8774, 8774))",
+                "2 metadata_listen (1, \"metadata_listen_port\") Some(192.0.2.11) Some((1, 1))",
+            ]
+        );
     }
 
     proptest::proptest! {

@@ -1,4 +1,5 @@
-//! Units that a system names: each comes from an overlay or from a package of the lock.
+//! Units that a system names, or that an overlay's drop-ins change: each comes from an overlay or from
+//! a package of the lock.
 
 use super::Role;
 use crate::overlay::Tree;
@@ -12,7 +13,7 @@ pub const FOLDERS: [&str; 3] = ["etc/systemd/system/", "usr/lib/systemd/system/"
 /// A unit that no overlay of the role brings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The system's.
+    /// The system's, or the drop-in's.
     pub file: String,
     pub unit: At<String>,
     /// The system's own packages, which most likely bring it.
@@ -36,7 +37,21 @@ pub(super) fn wanted(role: &Role) -> Vec<Wanted> {
             wanted.push(Wanted { file, unit: unit.clone(), packages });
         }
     }
+    // A drop-in for a unit that is not there changes nothing, and nobody says so.
+    for (path, entry) in &role.tree.entries {
+        let Some(unit) = extended(path).filter(|unit| !brings(role.tree, unit)) else { continue };
+        let packages = role.systems.get(&entry.overlay).map(|l| l.system.packages.clone()).unwrap_or_default();
+        let unit = At { value: unit.to_string(), line: 0, key: "drop-in".to_string() };
+        wanted.push(Wanted { file: entry.source.clone(), unit, packages });
+    }
     wanted
+}
+
+/// The unit that a drop-in (`UNIT.d/NAME.conf`) is for.
+fn extended(path: &str) -> Option<&str> {
+    let (folder, name) = FOLDERS.iter().find_map(|f| path.strip_prefix(f))?.split_once('/')?;
+    name.ends_with(".conf").then_some(())?;
+    folder.strip_suffix(".d")
 }
 
 fn brings(tree: &Tree, unit: &str) -> bool {
@@ -87,6 +102,15 @@ mod tests {
             assert_eq!(of_path(path), want, "{path}");
         }
         assert_eq!(names("getty@tty1.service"), ["getty@tty1.service", "getty@.service"]);
+        for (path, want) in [
+            ("usr/lib/systemd/system/ssh.service.d/kiln.conf", Some("ssh.service")),
+            ("etc/systemd/system/x@.service.d/kiln.conf", Some("x@.service")),
+            ("usr/lib/systemd/system/ssh.service.d/readme", None),
+            ("usr/lib/systemd/system/x.service", None),
+            ("etc/ssh/sshd_config.d/kiln.conf", None),
+        ] {
+            assert_eq!(extended(path), want, "{path}");
+        }
     }
 
     #[test]

@@ -186,6 +186,7 @@ fn role(chosen: &Chosen, found: &mut Found) -> Result<()> {
     let of_role =
         check::check(&Role { recipe: &recipe, systems: &systems, tree: &tree, services: &found.services[&options] });
     found.problems.extend(of_role.problems);
+    found.unchecked.extend(of_role.unchecked);
     found.scripts.extend(of_role.scripts);
     units_of(chosen, recipe, &of_role.units, found)
 }
