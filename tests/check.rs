@@ -424,6 +424,7 @@ const MISTAKES: &[(&str, &str, Mistake, &[&str])] = &[
         New("[Socket]\nListenStream=5000\n"),
         &[
             "overlays/zed/galera/rootfs/usr/lib/systemd/system/check.socket:2: ListenStream: listens on all addresses, also on the VIP",
+            "overlays/zed/galera/rootfs/usr/lib/systemd/system/check.socket:2: ListenStream: takes port 5000, which is keystone's",
         ],
     ),
     (

@@ -9,6 +9,10 @@ use crate::recipe::problem::Problem;
 use crate::recipe::reader::At;
 use crate::site::sample::sample_secrets;
 use crate::site::view::View;
+use std::collections::BTreeSet;
+
+/// Of a name with more parts that are made as it runs nothing is known.
+const STARS_MAX: usize = 4;
 
 /// One place that reads a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +128,15 @@ fn open_to_all(output: &Output, found: &mut Found) {
 /// Why nobody of this role needs a secret that a system names.
 fn unread(role: &Role, own: &[&Output], secret: &At<String>, view: &View) -> Option<String> {
     let name = &secret.value;
-    let readers: Vec<&&Output> = own.iter().filter(|o| reads(o).iter().any(|r| r.means(name))).collect();
+    let scripts = own.iter().filter(|o| o.is_script());
+    let lines = scripts.flat_map(|o| o.text.lines()).filter(|line| !line.trim_start().starts_with('#'));
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let words: BTreeSet<&str> = lines.flat_map(|l| l.split(|c| !part(c))).filter(|w| !w.is_empty()).collect();
+    let may_be = |output: &Output, read: &Read| {
+        read.means(name)
+            && (!output.is_script() || read.is_any() || !read.name.contains('*') || spells(&read.name, name, &words))
+    };
+    let readers: Vec<&&Output> = own.iter().filter(|o| reads(o).iter().any(|r| may_be(o, r))).collect();
     if readers.is_empty() {
         return Some(format!("{name:?} is read by no template and no script of the system"));
     }
@@ -139,6 +151,18 @@ fn unread(role: &Role, own: &[&Output], secret: &At<String>, view: &View) -> Opt
     (!used).then(|| {
         format!("role {role} gets {name:?}, but no template and no script reads it there: it is another role's")
     })
+}
+
+/// Whether a name that is made as a script runs may become that secret's: what a `*` stands for is
+/// a word that the scripts say, else `$user.password` would be every password there is.
+fn spells(name: &str, secret: &str, words: &BTreeSet<&str>) -> bool {
+    if name.matches('*').count() > STARS_MAX {
+        return true;
+    }
+    let Some((head, rest)) = name.split_once('*') else { return name == secret };
+    let Some(left) = secret.strip_prefix(head) else { return false };
+    let after = |word: &&str| left.strip_prefix(word).is_some_and(|left| spells(rest, left, words));
+    spells(rest, left, words) || words.iter().any(after)
 }
 
 fn reads(output: &Output) -> Vec<Read> {
@@ -276,6 +300,22 @@ mod tests {
             ("k.*", "l.x", false),
         ] {
             assert_eq!(means(name, secret), want, "{name} {secret}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_made_as_it_runs_is_made_of_words_that_are_there() {
+        let words = BTreeSet::from(["neutron", "fernet", "credential", "0", "1"]);
+        for (name, secret, want) in [
+            ("*.password", "neutron.password", true),
+            ("*.password", "database.password", false),
+            ("keystone.**", "keystone.fernet0", true),
+            ("keystone.**", "keystone.fernet2", false),
+            ("keystone.*", "keystone.fernet0", false),
+            ("a.*****", "a.b", true),
+            ("plain", "plain", true),
+        ] {
+            assert_eq!(spells(name, secret, &words), want, "{name} {secret}");
         }
     }
 

@@ -139,7 +139,14 @@ const ROWS: &[Row] = &[
     (
         "a port of two systems",
         &[("recipes/zed/systems/placement.toml", Instead("ports = [8778]", "ports = [8778, 9292]"))],
-        &[("recipes/zed/systems/placement.toml", "ports", "ports[1]: port 9292 is already glance's")],
+        &[
+            ("recipes/zed/systems/placement.toml", "ports", "ports[1]: port 9292 is already glance's"),
+            (
+                "recipes/zed/systems/placement.toml",
+                "ports",
+                "ports[1]: /etc/haproxy/conf.d/glance.cfg binds 192.0.2.10:9292",
+            ),
+        ],
     ),
     (
         "a server told to take another's port",
