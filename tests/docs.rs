@@ -103,7 +103,13 @@ fn step(step: &Step) -> String {
 
 /// One row a key that any release has, one column a release.
 fn block(releases: &[(&str, Described)]) -> String {
-    let mut text = format!("{}\n\n|", releases[0].1.about);
+    let same = releases.iter().all(|(_, d)| d.about == releases[0].1.about);
+    let about = |(release, d): &(&str, Described)| format!("**{release}**: {}\n\n", d.about);
+    let mut text = match same {
+        true => format!("{}\n\n", releases[0].1.about),
+        false => releases.iter().map(about).collect(),
+    };
+    text += "|";
     text.extend(releases.iter().map(|(release, _)| format!(" | {release}")));
     text += &format!(" |\n|---|{}\n", "---|".repeat(releases.len()));
     type Cell = fn(&Described) -> String;
