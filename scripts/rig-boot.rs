@@ -430,13 +430,17 @@ fn nspawn(name: &str, node: &str, root: &Path, run: &Path) -> Command {
     let mut line = Command::new("systemd-nspawn");
     // Otherwise /proc/sys/net is read-only, and systemd-sysctl sets nothing.
     line.env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network");
+    // One tree of control groups, as machines have it, whatever this host has: of several, a container gets most to
+    // read only, and libvirt makes groups for its guests.
+    line.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
     line.args(["--quiet", "--boot", "--register=no", "--keep-unit", "--console=read-only"]);
     line.args(["--resolv-conf=off", "--timezone=off", "--link-journal=no"]);
     line.arg("--network-namespace-path=/proc/self/ns/net");
     line.arg("--capability=CAP_NET_ADMIN,CAP_IPC_LOCK,CAP_SYS_NICE");
     line.arg(format!("--machine={name}")).arg(format!("--hostname={node}"));
-    if Path::new("/dev/net/tun").exists() {
-        line.arg("--bind=/dev/net/tun");
+    // For networks of guests, and for file systems of processes.
+    for device in ["/dev/net/tun", "/dev/fuse"].iter().filter(|d| Path::new(d).exists()) {
+        line.arg(format!("--bind={device}"));
     }
     line.arg(format!("--bind={}:/run/kiln", run.display())).arg("--directory").arg(root);
     line

@@ -1,12 +1,21 @@
 #!/usr/bin/env python3
-"""rig-launch.py VIP KERNEL RAMDISK [EXTERNAL-SUBNET-PREFIX]: the acceptance path of a cloud, as its users go it.
+"""The acceptance path of a cloud, as its users go it. The admin's password comes by KILN_ADMIN_PASSWORD.
 
-From an empty cloud to a guest that is ACTIVE, got its metadata and has a floating address; then the dashboard's
-log-in and a console. The admin's password comes by KILN_ADMIN_PASSWORD. What is there already is used again. The last
-line is the floating address: whoever called pings it from outside. Python's own modules only: it runs where no
-OpenStack client is installed.
+rig-launch.py launch VIP KERNEL RAMDISK SUBNET-PREFIX
+    From an empty cloud to a guest that is ACTIVE, got its metadata and has a floating address; then the dashboard's
+    log-in and a console. What is there already is used again. The last line is the floating address: whoever called
+    pings it from outside.
+rig-launch.py log-in VIP FILE
+    The dashboard's log-in; its cookies lie in FILE.
+rig-launch.py look VIP FILE
+    Every service answers a question, and the dashboard still knows whose cookies these are.
+rig-launch.py upload|read VIP CONTROLLER NAME
+    An image of that name goes through that controller's own glance, or comes back from it as it was.
+
+Python's own modules only: it runs where no OpenStack client is installed.
 """
 import base64
+import hashlib
 import html
 import http.cookiejar
 import json
@@ -138,6 +147,10 @@ def wait(what, seconds, look):
 def guest(cloud, image, network):
     flavors = {"flavor": {"name": "guest", "ram": 192, "vcpus": 1, "disk": 1}}
     flavor = cloud.named("compute", "/flavors", "flavors", "guest", flavors)[0]
+    for failed in cloud.call("GET", "compute", "/servers?status=ERROR")["servers"]:
+        cloud.call("DELETE", "compute", "/servers/" + failed["id"])
+        wait("a guest in ERROR stays", ACTIVE_SECS, lambda: (not cloud.call(
+            "GET", "compute", "/servers?status=ERROR")["servers"], "still there"))
     body = {"server": {"name": "guest", "imageRef": image, "flavorRef": flavor["id"], "networks": [{"uuid": network}]}}
     server = cloud.named("compute", "/servers", "servers", "guest", body)[0]["id"]
 
@@ -164,9 +177,12 @@ def floating(cloud, outside, server):
     return made[0]["floating_ip_address"]
 
 
-def dashboard(vip, password):
-    jar = http.cookiejar.CookieJar()
-    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
+def browser(jar):
+    return urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
+
+
+def log_in(vip, password, jar):
+    opener = browser(jar)
     page = opener.open("http://%s/auth/login/" % vip, timeout=TIMEOUT_SECS).read().decode()
     fields = dict(re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)"', page))
     fields.update(username="admin", password=password)
@@ -175,9 +191,22 @@ def dashboard(vip, password):
     request = urllib.request.Request("http://%s/auth/login/" % vip, urllib.parse.urlencode(fields).encode(),
                                      {"Referer": "http://%s/auth/login/" % vip})
     opener.open(request, timeout=TIMEOUT_SECS).read()
-    page = opener.open("http://%s/project/instances/" % vip, timeout=TIMEOUT_SECS).read().decode()
+    is_logged_in(vip, jar)
+
+
+def is_logged_in(vip, jar):
+    page = browser(jar).open("http://%s/project/instances/" % vip, timeout=TIMEOUT_SECS).read().decode()
     if "admin" not in page or 'name="password"' in page:
         fail("the dashboard does not let the admin in")
+
+
+def look(cloud, jar):
+    cloud.call("GET", "image", "/v2/images")
+    cloud.call("GET", "network", "/v2.0/networks")
+    servers = cloud.call("GET", "compute", "/servers/detail")["servers"]
+    if [s["status"] for s in servers] != ["ACTIVE"]:
+        fail("nova knows %r" % [(s["name"], s["status"]) for s in servers])
+    is_logged_in(cloud.vip, jar)
 
 
 def console(cloud, server):
@@ -203,10 +232,23 @@ def console(cloud, server):
             got += more
 
 
-def main():
-    vip, kernel, ramdisk, external = sys.argv[1:5]
-    password = os.environ["KILN_ADMIN_PASSWORD"]
-    cloud = Cloud(vip, password)
+def content(name):
+    """Eight MiB that only this name has."""
+    return b"".join(hashlib.sha256(b"%s %d" % (name.encode(), i)).digest() * 1024 for i in range(256))
+
+
+def carry(cloud, verb, controller, name):
+    # What the catalogue says is the VIP's.
+    cloud.catalogue["image"] = "http://%s:9292" % controller
+    if verb == "upload":
+        cloud.image(name, "bare", "raw", content(name))
+        return
+    found = cloud.call("GET", "image", "/v2/images?name=" + name)["images"] or fail("no image %s" % name)
+    if cloud.call("GET", "image", "/v2/images/%s/file" % found[0]["id"]) != content(name):
+        fail("the image %s comes back changed" % name)
+
+
+def launch(cloud, kernel, ramdisk, external):
     say("logged in, every service of the catalogue is at the VIP")
     image = images(cloud, kernel, ramdisk)
     say("images are there")
@@ -216,11 +258,29 @@ def main():
     address = floating(cloud, outside, server)
     agents = cloud.call("GET", "network", "/v2.0/routers/%s/l3-agents" % router)["agents"]
     say("the router lies on %s" % ", ".join(sorted("%s (%s)" % (a["host"], a["ha_state"]) for a in agents)))
-    dashboard(vip, password)
+    log_in(cloud.vip, os.environ["KILN_ADMIN_PASSWORD"], http.cookiejar.CookieJar())
     say("the dashboard lets the admin in")
     console(cloud, server)
     say("the console speaks VNC")
     print(address)
+
+
+def main():
+    verb, vip, *rest = sys.argv[1:]
+    password = os.environ["KILN_ADMIN_PASSWORD"]
+    if verb == "launch":
+        launch(Cloud(vip, password), *rest)
+        return
+    if verb in ("upload", "read"):
+        carry(Cloud(vip, password), verb, *rest)
+        return
+    jar = http.cookiejar.MozillaCookieJar(rest[0])
+    if verb == "log-in":
+        log_in(vip, password, jar)
+        jar.save(ignore_discard=True)
+    else:
+        jar.load(ignore_discard=True)
+        look(Cloud(vip, password), jar)
 
 
 main()
