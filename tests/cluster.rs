@@ -50,4 +50,14 @@ fn three_controllers_form_and_survive() {
         println!("{text}");
         assert!(text.contains("| holds |"), "{row}: {text}");
     }
+    drop(rig);
+
+    // OpenStack's first service on the same: its schema is made once, every node gives tokens, so does the VIP.
+    bake("zed/identity");
+    let rig = Rig(tempfile::Builder::new().prefix("kiln-rig-").tempdir().expect("a temporary folder"));
+    println!("{}", succeed(rig.command("rig").args(["up", "identity"])));
+    let status = succeed(rig.command("rig").args(["kiln", "cluster", "status"]));
+    assert_eq!(status.matches("healthy").count(), 21, "seven systems on three nodes:\n{status}");
+    let version = succeed(rig.command("rig").args(["client", "curl", "-sSf", "http://10.88.0.10:5000/v3"]));
+    assert!(version.contains("\"id\": \"v3."), "{version}");
 }

@@ -23,7 +23,7 @@ const UNPACK_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Old package tools walk all possible descriptors: a huge limit makes them crawl.
 const OPEN_FILES_MAX: u64 = 1024;
 /// What scripts see as the machine's name.
-const HOSTNAME: &str = "kiln";
+pub const HOSTNAME: &str = "kiln";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Takes this process (and what it starts from now on) out of the host's mounts and name, and fixes

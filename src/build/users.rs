@@ -57,7 +57,12 @@ fn debian(name: &str) -> Kind {
         "haclient" => Kind::Group,
         "_chrony" => Kind::User("/var/lib/chrony", NOLOGIN),
         "sshd" => Kind::UserIn("nogroup", "/run/sshd", NOLOGIN),
-        "libvirt-qemu" => Kind::Reserved,
+        "keystone" => Kind::User("/var/lib/keystone", "/bin/sh"),
+        "placement" => Kind::User("/var/lib/placement", "/bin/false"),
+        "neutron" => Kind::User("/var/lib/neutron", "/bin/false"),
+        // Debian reserves a number for it, but novnc's scripts, which may come first, do not know.
+        "nova" => Kind::User("/var/lib/nova", "/bin/sh"),
+        "libvirt-qemu" | "glance" => Kind::Reserved,
         _ => Kind::User("/nonexistent", NOLOGIN),
     }
 }

@@ -50,10 +50,12 @@ enum Kind {
     Word,
     /// 256 random bytes as base64, as corosync-keygen makes them.
     Key,
+    /// 32 random bytes as URL-safe base64, as keystone-manage makes them.
+    Fernet,
 }
 
 /// Every secret that a site begins with.
-const SECRETS: [(&str, &str, Kind); 10] = [
+const SECRETS: [(&str, &str, Kind); 21] = [
     ("site.id", "tells clusters of the same name apart", Kind::Word),
     ("galera.sst", "state transfers between galera's members", Kind::Word),
     ("galera.check", "galera's health checks", Kind::Word),
@@ -63,12 +65,24 @@ const SECRETS: [(&str, &str, Kind); 10] = [
     ("corosync.authkey", "encrypts corosync's traffic; base64", Kind::Key),
     ("pacemaker.password", "the account hacluster", Kind::Word),
     ("keystone.password", "OpenStack's admin", Kind::Word),
+    ("keystone.fernet0", "keys of tokens: the next one …", Kind::Fernet),
+    ("keystone.fernet1", "… and the one in use", Kind::Fernet),
+    ("keystone.credential0", "keys of stored credentials: the next one …", Kind::Fernet),
+    ("keystone.credential1", "… and the one in use", Kind::Fernet),
     ("database.password", "the OpenStack services' databases", Kind::Word),
+    ("glance.password", "glance's user in keystone", Kind::Word),
+    ("placement.password", "placement's", Kind::Word),
+    ("nova.password", "nova's", Kind::Word),
+    ("neutron.password", "neutron's", Kind::Word),
+    ("neutron.metadata", "signs which guest asks nova for its metadata", Kind::Word),
+    ("horizon.secret", "signs the dashboard's sessions", Kind::Word),
+    ("storage.password", "the images' copies among one another", Kind::Word),
 ];
 
 /// Length of a word, characters: 190 bits.
 const WORD_CHARS: usize = 32;
 const KEY_BYTES: usize = 256;
+const FERNET_BYTES: usize = 32;
 
 fn secrets_text() -> Result<String> {
     let mut text = String::from(
@@ -85,6 +99,7 @@ fn secrets_text() -> Result<String> {
         let value = match kind {
             Kind::Word => random_word()?,
             Kind::Key => base64::engine::general_purpose::STANDARD.encode(random_bytes::<KEY_BYTES>()?),
+            Kind::Fernet => base64::engine::general_purpose::URL_SAFE.encode(random_bytes::<FERNET_BYTES>()?),
         };
         text.push_str(&format!("{key} = \"{value}\" # {what}\n"));
     }
@@ -151,6 +166,10 @@ mod tests {
                 Kind::Key => {
                     let key = base64::engine::general_purpose::STANDARD.decode(of_a).unwrap();
                     assert_eq!(key.len(), KEY_BYTES, "{name}");
+                }
+                Kind::Fernet => {
+                    let key = base64::engine::general_purpose::URL_SAFE.decode(of_a).unwrap();
+                    assert_eq!(key.len(), FERNET_BYTES, "{name}");
                 }
             }
         }

@@ -2,7 +2,7 @@
 //! The archive's essential packages are unpacked first, so that there is a dpkg to run.
 
 use super::{PACKAGES, Stage, are_locked, pin_users, succeeded};
-use crate::build::chroot::Chroot;
+use crate::build::chroot::{Chroot, HOSTNAME};
 use crate::recipe::lock::LockedPackage;
 use crate::repo::apt::Apt;
 use crate::repo::{apt, deb822, fetch, packages};
@@ -21,6 +21,16 @@ const STATUS_MAX_BYTES: u64 = 64 << 20;
 /// Where apt's repository of these packages lies, reached by the same relative links from the tree and from outside.
 const APT: &str = "run/apt";
 
+/// A package whose own scripts fail by chance when they use it as it is: (its file, what to replace, by what).
+/// Done when it is unpacked and before anything is configured; the image keeps the change.
+const MENDED: (&str, &str, &str) = (
+    // The dashboard's scripts compress style sheets in four threads with a parser that bears only one
+    // (django-compressor 4.0 with pyScss in python): three of seven bakes failed.
+    "/usr/lib/python3/dist-packages/compressor/management/commands/compress.py",
+    "max_workers=4",
+    "max_workers=1",
+);
+
 /// Installs the stage into `root`. Afterwards the tree's package list is exactly the lock's.
 pub fn install(root: &Path, stage: &Stage, say: &dyn Fn(&str)) -> Result<()> {
     let controls = controls(stage)?;
@@ -38,6 +48,7 @@ pub fn install(root: &Path, stage: &Stage, say: &dyn Fn(&str)) -> Result<()> {
     let _packages = chroot.bind(&stage.cache.join("packages/sha256"), PACKAGES)?;
     let policy = root.join("usr/sbin/policy-rc.d");
     forbid_services(&policy)?;
+    let hosts = know_host(root)?;
     if stage.earlier.is_empty() {
         say("configuring essential packages");
         bootstrap(&chroot, stage, &essential)?;
@@ -45,6 +56,7 @@ pub fn install(root: &Path, stage: &Stage, say: &dyn Fn(&str)) -> Result<()> {
     say("installing packages");
     install_rest(&chroot, stage, &controls)?;
     fs::remove_file(&policy).with_context(|| format!("removing {}", policy.display()))?;
+    forget_host(root, hosts)?;
     check_installed(root, stage)
 }
 
@@ -166,6 +178,28 @@ fn forbid_services(policy: &Path) -> Result<()> {
     fs::set_permissions(policy, fs::Permissions::from_mode(0o755)).context("making policy-rc.d executable")
 }
 
+const HOSTS: &str = "etc/hosts";
+
+/// Scripts may ask for this machine's address (nova-common's fails without one): it is always the same. Returns what
+/// the file was before.
+fn know_host(root: &Path) -> Result<Option<Vec<u8>>> {
+    let path = root.join(HOSTS);
+    let before = path.exists().then(|| fs::read(&path)).transpose().context("reading the tree's hosts")?;
+    let mut text = before.clone().unwrap_or_default();
+    text.extend_from_slice(format!("127.0.0.1 localhost {HOSTNAME}\n").as_bytes());
+    fs::write(&path, text).context("writing the tree's hosts")?;
+    Ok(before)
+}
+
+fn forget_host(root: &Path, before: Option<Vec<u8>>) -> Result<()> {
+    let path = root.join(HOSTS);
+    match before {
+        Some(text) => fs::write(&path, text),
+        None => fs::remove_file(&path),
+    }
+    .context("putting the tree's hosts back")
+}
+
 /// Everything of the stage, by exact version; apt orders, the tree's dpkg installs.
 fn install_rest(chroot: &Chroot, stage: &Stage, controls: &BTreeMap<String, String>) -> Result<()> {
     let apt = flat(&chroot.root().join(APT), stage.packages, controls)?;
@@ -177,6 +211,8 @@ fn install_rest(chroot: &Chroot, stage: &Stage, controls: &BTreeMap<String, Stri
     let mut line = chroot.outside();
     line.arg("apt-get");
     let root = chroot.root().display().to_string();
+    let (file, from, to) = MENDED;
+    let mend = format!("--post-invoke=[ ! -e {file} ] || sed -i s/{from}/{to}/ {file}");
     let status = chroot.root().join("var/lib/dpkg/status").display().to_string();
     apt.arguments(
         &mut line,
@@ -187,6 +223,7 @@ fn install_rest(chroot: &Chroot, stage: &Stage, controls: &BTreeMap<String, Stri
             ("DPkg::Options::", "--force-unsafe-io"),
             ("DPkg::Options::", "--force-confold"),
             ("DPkg::Options::", "--force-confdef"),
+            ("DPkg::Options::", mend.as_str()),
             ("APT::Get::AllowUnauthenticated", "true"),
             ("APT::Get::Remove", "false"),
             ("APT::Immediate-Configure", "false"),
