@@ -41,8 +41,11 @@ fn el7(name: &str) -> Kind {
         "memcached" => Kind::User("/run/memcached", NOLOGIN),
         "chrony" => Kind::User("/var/lib/chrony", NOLOGIN),
         "epmd" => Kind::User("/dev/null", NOLOGIN),
-        // hacluster's group is haclient, of the same number.
-        "haproxy" | "hacluster" | "sshd" | "dbus" => Kind::Reserved,
+        "neutron" => Kind::User("/var/lib/neutron", NOLOGIN),
+        // RDO reserves a number for it, but a storage node has its files and not its package.
+        "glance" => Kind::User("/var/lib/glance", NOLOGIN),
+        // hacluster's group is haclient, of the same number; nova and qemu get groups beside their own.
+        "haproxy" | "hacluster" | "sshd" | "dbus" | "keystone" | "nova" | "qemu" => Kind::Reserved,
         _ => Kind::User("/", NOLOGIN),
     }
 }
