@@ -5,14 +5,16 @@
 
 mod world;
 
+use kiln::cli::recipes::{RecipesArgs, resolve};
 use kiln::join::node::{Action, Job, Outcome};
-use kiln::ledger::message::Phase;
+use kiln::ledger::message::{Phase, SystemState};
 use kiln::ledger::state::State;
 use kiln::ledger::{Command, decide};
 use kiln::recipe::System;
 use kiln::recipe::system::{Dark, Formation, FormationKind, Scope};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use world::{Fate, Role, World};
@@ -128,10 +130,36 @@ impl Simulation {
             Role { name: "controller", systems: controller(), nodes: controllers },
             Role { name: "worker", systems: compute(), nodes: computes },
         ];
-        let mut world = World::new(&roles, START_MS);
+        let mut s = Simulation::of(&roles, dice, log);
+        for n in 0..s.world.machines.len() {
+            let late = s.dice.to(20_000);
+            s.after(late, Happens::Boot(n));
+        }
+        let faults = s.dice.between(1, 8);
+        let length = s.dice.between(30_000, 240_000);
+        for _ in 0..faults {
+            let at = s.dice.to(length);
+            s.after(at, Happens::Fault);
+        }
+        s.after(length, Happens::Calm);
+        s
+    }
+
+    /// Nothing goes wrong: all are powered on, one after the other.
+    fn calm(roles: &[Role]) -> Simulation {
+        let mut s = Simulation::of(roles, Dice(0), false);
+        s.calm = true;
+        for n in 0..s.world.machines.len() {
+            s.after(n as u64, Happens::Boot(n));
+        }
+        s
+    }
+
+    fn of(roles: &[Role], dice: Dice, log: bool) -> Simulation {
+        let mut world = World::new(roles, START_MS);
         world.server.command(&Command::Form, START_MS).expect("form");
         let nodes = world.machines.len();
-        let mut s = Simulation {
+        Simulation {
             world,
             dice,
             now: START_MS,
@@ -144,19 +172,7 @@ impl Simulation {
             handled: 0,
             reporting: vec![false; nodes],
             waking: vec![u64::MAX; nodes],
-        };
-        for n in 0..nodes {
-            let late = s.dice.to(20_000);
-            s.after(late, Happens::Boot(n));
         }
-        let faults = s.dice.between(1, 8);
-        let length = s.dice.between(30_000, 240_000);
-        for _ in 0..faults {
-            let at = s.dice.to(length);
-            s.after(at, Happens::Fault);
-        }
-        s.after(length, Happens::Calm);
-        s
     }
 
     fn after(&mut self, ms: u64, what: Happens) {
@@ -178,14 +194,20 @@ impl Simulation {
         self.world.machines[n].on && self.world.machines[n].boots == boot
     }
 
+    /// Lets one thing happen; whether there was one.
+    fn next(&mut self) -> bool {
+        let Some(Reverse((at, id))) = self.queue.pop() else { return false };
+        let happens = self.events[id as usize].take().expect("each happens once");
+        self.now = self.now.max(at);
+        self.handled += 1;
+        self.handle(happens);
+        true
+    }
+
     /// Until all is well; an error says what is not.
     fn run(&mut self) -> Result<(), String> {
         let mut calm_since = None;
-        while let Some(Reverse((at, id))) = self.queue.pop() {
-            let happens = self.events[id as usize].take().expect("each happens once");
-            self.now = self.now.max(at);
-            self.handled += 1;
-            self.handle(happens);
+        while self.next() {
             self.world.check();
             if let Some(violation) = &self.world.violation {
                 return Err(violation.clone());
@@ -568,6 +590,79 @@ fn every_seed_ends_with_one_cluster() {
     assert!(!full || began.elapsed() < Duration::from_secs(120), "10,000 seeds take longer than two minutes");
 }
 
+/// The systems of a shipped role.
+fn shipped(name: &str) -> Vec<System> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let args = RecipesArgs { recipes: top.join("recipes"), overlays: None };
+    let chosen = resolve(name, &args).expect("a recipe");
+    kiln::recipe::file::parse(&chosen.folder, &chosen.release, &chosen.role).unwrap_or_else(|p| panic!("{p}")).systems
+}
+
+/// Mitaka's systems as they are shipped, with scripts that all succeed: three controllers, a compute and the storage
+/// node get ready, in the order that the systems ask for, and what is the cluster's is done once.
+#[test]
+fn mitakas_roles_become_a_cloud() {
+    let role = |name, nodes| Role { name, systems: shipped(&format!("mitaka/{name}")), nodes };
+    let mut s = Simulation::calm(&[role("controller", 3), role("compute", 1), role("storage", 1)]);
+    let nodes = s.world.machines.len();
+    // Of each node: its systems in the order in which they became healthy, and after how many seconds.
+    let mut healthy: Vec<Vec<(String, u64)>> = vec![Vec::new(); nodes];
+    while !s.is_ready() {
+        assert!(s.next() && s.now < START_MS + CALM_MAX_MS, "{}", s.words());
+        s.world.check();
+        assert_eq!(s.world.violation, None);
+        for (n, found) in healthy.iter_mut().enumerate() {
+            let Some(run) = &s.world.machines[n].run else { continue };
+            for system in run.node.report().2.into_iter().filter(|r| r.state == SystemState::Healthy) {
+                if !found.iter().any(|(name, _)| *name == system.name) {
+                    found.push((system.name, (s.now - START_MS) / 1000));
+                }
+            }
+        }
+    }
+    for (n, found) in healthy.iter().enumerate() {
+        let words: Vec<String> = found.iter().map(|(name, secs)| format!("{name} {secs}")).collect();
+        println!("{}: {} s", s.name(n), words.join(", "));
+        let place = |name: &str| found.iter().position(|(f, _)| f == name).unwrap_or_else(|| panic!("no {name}"));
+        let systems = s.world.fixed.systems_of(n);
+        assert_eq!(found.len(), systems.len());
+        for system in systems {
+            for first in &system.after {
+                assert!(place(first) < place(&system.name), "{} comes before {first}", system.name);
+            }
+        }
+        if systems.iter().any(|s| s.name == "keystone") {
+            for asks in ["glance", "nova-controller", "neutron-controller", "horizon"] {
+                assert!(place("keystone") < place(asks), "{asks} comes before keystone");
+            }
+        }
+    }
+    let marks = |system: &str| {
+        let process = &s.world.processes[s.world.fixed.seeded(system).expect(system)];
+        assert_eq!(process.made, 1, "{system} was made once");
+        process.of(0).expect("it runs").marks.clone()
+    };
+    let mut in_galera = marks("galera");
+    println!("once: {}", in_galera.join(", "));
+    assert_eq!(
+        in_galera.iter().find(|m| m.ends_with("/catalogue") || *m == "keystone/database").unwrap(),
+        "keystone/database"
+    );
+    in_galera.sort();
+    let once = [
+        "glance/catalogue",
+        "glance/database",
+        "keystone/database",
+        "neutron-controller/catalogue",
+        "neutron-controller/database",
+        "nova-controller/catalogue",
+        "nova-controller/database",
+    ];
+    assert_eq!(in_galera, once);
+    assert_eq!(marks("rabbitmq"), ["rabbitmq/policy"]);
+    assert_eq!(s.world.done.iter().collect::<Vec<_>>(), ["pacemaker/cib"]);
+}
+
 /// A thousand nodes join at once: what it costs in all, and the dearest kind of message.
 #[test]
 fn a_thousand_nodes_join_in_time() {
@@ -578,23 +673,10 @@ fn a_thousand_nodes_join_in_time() {
         Role { name: "controller", systems: controller(), nodes: 3 },
         Role { name: "worker", systems: compute(), nodes: 997 },
     ];
-    let mut s = Simulation::new(0, false);
-    let mut world = World::new(&roles, START_MS);
-    world.server.command(&Command::Form, START_MS).expect("form");
-    let nodes = world.machines.len();
-    (s.world, s.calm) = (world, true);
-    (s.booted, s.reporting, s.waking) = (vec![0; nodes], vec![false; nodes], vec![u64::MAX; nodes]);
-    (s.queue, s.events) = (BinaryHeap::new(), Vec::new());
-    for n in 0..nodes {
-        s.after(n as u64, Happens::Boot(n));
-    }
+    let mut s = Simulation::calm(&roles);
     let began = Instant::now();
     // Asking a thousand nodes whether all are ready is dear: now and then will do.
-    while let Some(Reverse((at, id))) = s.queue.pop() {
-        s.now = s.now.max(at);
-        s.handled += 1;
-        let happens = s.events[id as usize].take().expect("each happens once");
-        s.handle(happens);
+    while s.next() {
         if s.handled.is_multiple_of(5_000) && s.is_ready() {
             break;
         }

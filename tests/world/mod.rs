@@ -70,7 +70,7 @@ pub struct World {
     /// The processes of each seeded system, by the order of `seeded`.
     pub processes: Arc<Vec<Process>>,
     pub fixed: Arc<Fixed>,
-    /// Cluster steps done in what no lineage is known of.
+    /// Cluster steps done in what no lineage is known of: `system/step`.
     pub done: Arc<BTreeSet<String>>,
     /// A message on its way: (sender, its generation, what it says).
     pub late: Vec<Late>,
@@ -396,9 +396,10 @@ impl World {
     }
 
     fn is_marked(&self, n: usize, system: &str, step: &str) -> bool {
+        let mark = format!("{system}/{step}");
         match self.written(n, system, step) {
-            Some((_, Some(s))) => self.processes[s].of(n).is_some_and(|c| c.has_mark(step)),
-            Some((_, None)) => self.done.contains(step),
+            Some((_, Some(s))) => self.processes[s].of(n).is_some_and(|c| c.has_mark(&mark)),
+            Some((_, None)) => self.done.contains(&mark),
             None => false,
         }
     }
@@ -418,17 +419,18 @@ impl World {
     pub fn end_step(&mut self, n: usize, action: &Action) -> Outcome {
         self.machine(n).steps.retain(|a| a != action);
         let Job::Step { step, .. } = &action.job else { return Outcome::Failed("no step".into()) };
+        let mark = format!("{}/{step}", action.system);
         let Some((_, Some(s))) = self.written(n, &action.system, step) else {
-            Arc::make_mut(&mut self.done).insert(step.clone());
+            Arc::make_mut(&mut self.done).insert(mark);
             return Outcome::Done("done".into());
         };
         if !self.processes[s].serves(n) {
             return Outcome::Failed("the database is gone".into());
         }
-        if self.processes[s].of(n).is_some_and(|c| c.has_mark(step)) {
-            self.violate(format!("{}/{step} was done twice in one lineage", action.system));
+        if self.processes[s].of(n).is_some_and(|c| c.has_mark(&mark)) {
+            self.violate(format!("{mark} was done twice in one lineage"));
         }
-        let touched = self.process(s).mark(n, step);
+        let touched = self.process(s).mark(n, &mark);
         self.save(s, &touched);
         Outcome::Done("done".into())
     }

@@ -8,7 +8,7 @@ pub struct Store {
     /// 0: blank.
     pub lineage: u32,
     pub seqno: i64,
-    /// Cluster steps that were done in these data.
+    /// Cluster steps that were done in these data, `system/step`, the oldest first.
     pub marks: Vec<String>,
     /// The last primary view that this node was in.
     pub view: Vec<usize>,
