@@ -652,6 +652,7 @@ fn mitakas_roles_become_a_cloud() {
     let once = [
         "glance/catalogue",
         "glance/database",
+        "horizon/database",
         "keystone/database",
         "neutron-controller/catalogue",
         "neutron-controller/database",
