@@ -345,11 +345,11 @@ const ROWS: &[Row] = &[
     // Scripts.
     (
         "a cluster step without its check",
-        &[("overlays/common/glance/rootfs/usr/lib/kiln/systems/glance/catalogue.check", Gone)],
+        &[("overlays/zed/nova-controller/rootfs/usr/lib/kiln/systems/nova-controller/database.check", Gone)],
         &[(
-            "recipes/zed/systems/glance.toml",
-            "name = \"catalogue\"",
-            "step[2].name: its script /usr/lib/kiln/systems/glance/catalogue.check is not in its overlay",
+            "recipes/zed/systems/nova-controller.toml",
+            "name = \"database\"",
+            "step[0].name: its script /usr/lib/kiln/systems/nova-controller/database.check is not in its overlay",
         )],
     ),
     (
