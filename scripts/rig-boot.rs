@@ -17,7 +17,7 @@ use kiln::ledger::message::{
     BootAnswer, BootGo, BootRequest, Disk, DiskAnswer, DiskRequest, Handover, Phase, PhaseReport, STATE_DIR, StateOrder,
 };
 use kiln::netroot::cmdline::{self, Cmdline};
-use kiln::netroot::disk_choice::{self, PARTITION, PARTITION_UNFINISHED, Sight, Stamp};
+use kiln::netroot::disk_choice::{self, Sight, Stamp, Todo};
 use kiln::netroot::{Held, disk, mount, state};
 use kiln::site::{DiskMatch, Mac, Uuid};
 use kiln::sys::http::{Body, Client, Timeouts};
@@ -172,7 +172,8 @@ impl Boot {
             disks: vec![self.disk()?],
         };
         match json::post(&pinned(cmdline)?, &format!("https://{}/v1/boot", cmdline.tls()), &request)? {
-            BootAnswer::Hold { reason, retry_secs } => Err(held(&reason, retry_secs)),
+            // Every try begins with the script: that is the restart that the server may want.
+            BootAnswer::Hold { reason, retry_secs, .. } => Err(held(&reason, retry_secs)),
             BootAnswer::Go(go) => Ok(*go),
         }
     }
@@ -226,7 +227,7 @@ impl Boot {
         self.report(Phase::Mount, if kept.is_some() { "state on its disk" } else { "state in memory" });
         if let Some(target) = &kept {
             let mut saved = handover.clone();
-            saved.go.credential = None; // of one boot
+            (saved.go.credential, saved.go.order) = (None, None); // of one boot
             files::write_atomic(&target.join("kiln/handover.json"), &serde_json::to_vec(&saved)?, 0o600)?;
         }
         without_clock(&root)?;
@@ -285,40 +286,75 @@ impl Boot {
         let (disk, go) = (self.disk()?, &handover.go);
         disk_choice::choose(std::slice::from_ref(&disk), want).map_err(|why| held(&why, PAUSE_MAX_SECS))?;
         self.wait_released()?;
-        match disk::look(&self.machine.disk, SECTOR)? {
-            Sight::Other(found) => {
-                return Err(held(&format!("state disk holds {found}; it is left as it is"), PAUSE_MAX_SECS));
-            }
-            Sight::State => {}
-            _ if !online => bail!("state disk is blank"),
-            sight => {
-                let request = DiskRequest {
-                    node: go.node.clone(),
-                    boot_id: self.machine.boot_id.clone(),
-                    credential: go.credential.clone(),
-                    disk,
-                    found: "blank".into(),
-                };
-                let client = pinned(self.cmdline.as_ref().context("asking the server")?)?;
-                let answer: DiskAnswer = json::post(&client, &format!("https://{}/v1/disk", handover.tls), &request)?;
-                if !answer.format {
-                    return Err(held(&format!("state disk may not be made: {}", answer.reason), PAUSE_MAX_SECS));
-                }
-                println!("{}: making the state disk ({sight:?}, {})", self.machine.name, answer.reason);
-                self.make(go)?;
-            }
+        let seen = disk::look(&self.machine.disk, SECTOR)?;
+        let mut todo = disk_choice::todo(&seen, go);
+        if todo == Todo::Finish {
+            todo = if self.finish(go)? { Todo::Use } else { disk_choice::todo(&Sight::Blank, go) };
         }
-        let peek = self.machine.dir.join("peek");
-        self.mount_disk(&peek, "ro,noload")?;
-        let stamp: Result<Option<Stamp>> = disk::read_stamp(&peek);
-        mount::unmount_below(&peek);
-        let stamp = stamp?.ok_or_else(|| held("state disk has no stamp that tells whose it is", PAUSE_MAX_SECS))?;
+        let ask = match &todo {
+            Todo::Use | Todo::Finish => None,
+            Todo::Hold(why) => return Err(held(&format!("state disk {why}"), PAUSE_MAX_SECS)),
+            _ if !online => bail!("state disk is blank"),
+            Todo::Ask => Some(("disk".to_string(), "blank")),
+            Todo::Begin(found) => {
+                if matches!(seen, Sight::State(_))
+                    && let Ok(Some(stamp)) = self.stamp()
+                {
+                    disk_choice::judge_stamp(&stamp, go).map_err(|why| held(&why, PAUSE_MAX_SECS))?;
+                }
+                let id = go.order.as_ref().map(|o| o.id.as_str()).unwrap_or_default();
+                Some((format!("orders/{id}/begin"), found.as_str()))
+            }
+        };
+        if let Some((route, found)) = ask {
+            let request = DiskRequest {
+                node: go.node.clone(),
+                boot_id: self.machine.boot_id.clone(),
+                credential: go.credential.clone(),
+                disk,
+                found: found.into(),
+            };
+            let client = pinned(self.cmdline.as_ref().context("asking the server")?)?;
+            let answer: DiskAnswer = json::post(&client, &format!("https://{}/v1/{route}", handover.tls), &request)?;
+            if !answer.format {
+                return Err(held(&format!("state disk may not be made: {}", answer.reason), PAUSE_MAX_SECS));
+            }
+            if matches!(todo, Todo::Begin(_)) {
+                let id = go.order.as_ref().map(|o| o.id.as_str()).unwrap_or_default();
+                disk_choice::judge_answer(&answer, id).map_err(|why| held(&why, PAUSE_MAX_SECS))?;
+            }
+            println!("{}: making the state disk ({seen:?}, {})", self.machine.name, answer.reason);
+            self.make(go)?;
+        }
+        let stamp =
+            self.stamp()?.ok_or_else(|| held("state disk has no stamp that tells whose it is", PAUSE_MAX_SECS))?;
         disk_choice::judge_stamp(&stamp, go).map_err(|why| held(&why, PAUSE_MAX_SECS))?;
         self.mount_disk(target, "errors=remount-ro")
     }
 
+    /// Whose state the disk holds, read without changing it.
+    fn stamp(&self) -> Result<Option<Stamp>> {
+        let peek = self.machine.dir.join("peek");
+        self.mount_disk(&peek, "ro,noload")?;
+        let stamp = disk::read_stamp(&peek);
+        mount::unmount_below(&peek);
+        self.wait_released()?;
+        stamp
+    }
+
+    /// Whether an unfinished disk lacked only its name, which it has now.
+    fn finish(&self, go: &BootGo) -> Result<bool> {
+        let Ok(Some(stamp)) = self.stamp() else { return Ok(false) };
+        disk_choice::judge_stamp(&stamp, go).map_err(|why| held(&why, PAUSE_MAX_SECS))?;
+        if !disk_choice::is_made(&stamp, go) {
+            return Ok(false);
+        }
+        disk::rename_partition(&self.machine.disk, SECTOR, &disk_choice::names(go).1)?;
+        Ok(true)
+    }
+
     fn make(&self, go: &BootGo) -> Result<()> {
-        disk::write_table(&self.machine.disk, SECTOR, PARTITION_UNFINISHED)?;
+        disk::write_table(&self.machine.disk, SECTOR, &disk_choice::names(go).0)?;
         let (start, length) = self.partition()?;
         let line = ["-q", "-F", "-t", "ext4", "-L", "kiln-state", "-E", &format!("offset={start}")];
         tool("mke2fs", &line, &[&self.machine.disk, Path::new(&format!("{}k", length / 1024))])?;
@@ -328,7 +364,7 @@ impl Boot {
         mount::unmount_below(&at);
         stamped?;
         self.wait_released()?;
-        disk::rename_partition(&self.machine.disk, SECTOR, PARTITION)
+        disk::rename_partition(&self.machine.disk, SECTOR, &disk_choice::names(go).1)
     }
 
     /// Start and length of the one partition, bytes.

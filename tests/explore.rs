@@ -18,7 +18,8 @@
 mod world;
 
 use kiln::join::node::{Action, Job};
-use kiln::ledger::message::{Data, Phase};
+use kiln::ledger::decide::{Reimage, Risk};
+use kiln::ledger::message::{Data, Disks, Phase};
 use kiln::ledger::state::State;
 use kiln::ledger::{Command, Live};
 use kiln::recipe::system::{Dark, Scope};
@@ -28,7 +29,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use world::server::Mutation;
-use world::{Fate, Role, World};
+use world::{Cut, Fate, Role, World};
 
 /// The server's clock stands still: silence is a step ([`Act::Silence`]).
 const NOW: u64 = 1_000_000_000;
@@ -74,6 +75,8 @@ struct Faults {
     fence: u8,
     /// A claim is answered after another node's was decided.
     batch: u8,
+    /// The operator orders a node to be reimaged, its disk wiped.
+    order: u8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,6 +105,8 @@ enum Act {
     Form,
     Adopt,
     Fence(u8),
+    Order(u8),
+    BootCut(u8, Cut),
 }
 
 /// A world with the faults that may still happen to it.
@@ -291,7 +296,9 @@ impl Place {
         let on = |n: u8| self.world.machines[n as usize].on;
         match act {
             Act::Boot(n) if !on(n) => {
-                w.boot(n as usize);
+                if !w.boot(n as usize, None, NOW) {
+                    return None;
+                }
                 // Until it registers, a boot is nobody's business.
                 w.register(n as usize, NOW);
             }
@@ -410,6 +417,21 @@ impl Place {
                     return None;
                 }
             }
+            Act::Order(n) => {
+                take(&mut p.left.order)?;
+                let node = w.fixed.names[n as usize].clone();
+                let id = format!("{:08x}", 0xa0 + u32::from(self.left.order));
+                let risk = Risk { giver: "the operator".into(), ..Risk::default() };
+                let (image, disks, expires_ms) = (None, Disks::Wipe, u64::MAX);
+                let order = Reimage { id, node, image, disks, expires_ms, risk };
+                w.server.command(&Command::Reimage(Box::new(order)), NOW).ok()?;
+            }
+            Act::BootCut(n, cut) if !on(n) => {
+                take(&mut p.left.crash)?;
+                if !w.boot(n as usize, Some(cut), NOW) {
+                    return None;
+                }
+            }
             _ => return None,
         }
         p.world.check();
@@ -436,8 +458,12 @@ impl Place {
                 (left.agent, Act::Agent(n)),
                 (left.cut, Act::Cut(n)),
                 (left.fence, Act::Fence(n)),
+                (left.order, Act::Order(n)),
             ];
             acts.extend(faults.iter().filter(|(left, _)| *left > 0).map(|(_, act)| *act));
+            if left.crash > 0 && !self.world.server.state.open_orders.is_empty() {
+                acts.extend([Act::BootCut(n, Cut::Granted), Act::BootCut(n, Cut::Wiped)]);
+            }
             if left.batch > 0 {
                 acts.extend((0..NODES as u8).filter(|m| *m != n).map(|m| Act::Together(n, m)));
             }
@@ -470,6 +496,9 @@ impl Place {
         order.iter().enumerate().for_each(|(i, (_, n))| place[*n] = i);
         let mut h = Fast::default();
         (self.left, self.doubted).hash(&mut h);
+        let mut wiped = self.world.wiped.clone();
+        wiped.sort_unstable();
+        wiped.hash(&mut h);
         order.iter().for_each(|(sum, _)| sum.hash(&mut h));
         keying.among(&self.world.server.state, &place, &mut h);
         if let Some(backup) = &self.backup {
@@ -571,7 +600,7 @@ impl Place {
             if let Some(violation) = &p.world.violation {
                 return Err(violation.clone());
             }
-            if (0..NODES).all(|n| p.is_ready(n)) {
+            if (0..NODES).all(|n| p.is_ready(n)) && p.world.server.state.open_orders.is_empty() {
                 return Ok(round + 1);
             }
             if round % 10 == 9 {
@@ -655,6 +684,7 @@ impl Keying<'_> {
     fn machine(&self, n: usize, h: &mut Fast) {
         let m = &self.w.machines[n];
         (m.on, m.cut, m.boots, m.key, m.kept, &m.asked, m.refused, m.registers, m.steps.len()).hash(h);
+        (&m.mark, m.blank, &m.order).hash(h);
         let store = &m.stores[0];
         (store.lineage, store.seqno, store.marks.len(), store.view.contains(&n), store.view.len()).hash(h);
         m.cert.as_ref().map(|c| (Self::print(&c.print), c.generation)).hash(h);
@@ -676,8 +706,14 @@ impl Keying<'_> {
         (node.generation, key, node.fenced, node.boots.len()).hash(h);
         if let Some(s) = &node.session {
             (boot(&s.boot_id), Self::print(&s.fingerprint), state.by_fingerprint(&s.fingerprint).is_some()).hash(h);
+            s.left.hash(h);
         }
         node.boots.iter().for_each(|id| boot(id).hash(h));
+        node.credential.as_ref().map(|c| boot(&c.boot_id)).hash(h);
+        if let Some(o) = node.open_order() {
+            let begun = o.begun.as_ref().map(|b| boot(&b.boot_id));
+            (&o.order.id, o.booted.as_ref().map(|b| boot(b)), begun, o.registered, o.made, o.doubted).hash(h);
+        }
         for f in state.cluster.formations.values() {
             f.stopped.get(name).map(|s| (s.generation, self.rank(n, s.seq), &s.data)).hash(h);
             f.granted.get(name).map(|g| (g.generation, self.rank(n, g.seq), g.seed, g.set_aside)).hash(h);
@@ -969,6 +1005,14 @@ fn scenarios() -> Vec<(&'static str, From, Faults)> {
         ("dark, loss", formed, Faults { dark: 1, loss: 1, ..none }),
         ("dark, rollback", formed, Faults { dark: 1, rollback: 1, ..none }),
         ("dark without server", formed, Faults { dark: 1, deaf: 1, ..none }),
+        ("order", formed, Faults { order: 1, ..none }),
+        ("order, crash", formed, Faults { order: 1, crash: 1, ..none }),
+        ("order, wipe", formed, Faults { order: 1, wipe: 1, ..none }),
+        ("order, restart", formed, Faults { order: 1, restart: 1, ..none }),
+        ("order, rollback", formed, Faults { order: 1, rollback: 1, ..none }),
+        ("order, dark", formed, Faults { order: 1, dark: 1, ..none }),
+        ("two orders", formed, Faults { order: 2, ..none }),
+        ("order, crash", two, Faults { order: 1, crash: 1, ..none }),
         ("two crashes", two, Faults { crash: 2, ..none }),
         ("dark", two, Faults { dark: 1, ..none }),
         ("dark, late", two, Faults { dark: 1, late: 1, ..none }),
@@ -990,6 +1034,9 @@ fn dear_scenarios() -> Vec<(&'static str, From, Faults)> {
         ("dark, crash, cut", two, Faults { dark: 1, crash: 1, cut: 1, ..none }),
         ("two crashes, process dies, agent restarts", formed, Faults { crash: 2, die: 1, agent: 1, ..none }),
         ("dark, batch, answer lost", two, Faults { dark: 1, batch: 2, answer: 1, ..none }),
+        ("two orders, crash", formed, Faults { order: 2, crash: 1, ..none }),
+        ("order, two crashes", formed, Faults { order: 1, crash: 2, ..none }),
+        ("order, dark, crash", formed, Faults { order: 1, dark: 1, crash: 1, ..none }),
     ]
 }
 
@@ -1009,7 +1056,9 @@ fn every_path_is_safe_and_leads_to_a_cluster() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some((name, from, faults)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let (states, transitions) = run(name, *from, *faults, 50);
+                    // Where little can happen, more of it is led to its end.
+                    let sample = if faults.order > 0 { 5 } else { 50 };
+                    let (states, transitions) = run(name, *from, *faults, sample);
                     let mut sum = sum.lock().expect("the other one found nothing");
                     *sum = (sum.0 + states, sum.1 + transitions);
                 }
@@ -1052,6 +1101,44 @@ fn without_the_fence_rule_a_silent_holder_is_seeded_over() {
         return;
     }
     planted(Mutation::SilentIsOff, From::Nothing, Faults { cut: 1, ..Faults::default() });
+}
+
+#[test]
+fn without_the_gate_an_order_takes_the_majority() {
+    if !full() {
+        return;
+    }
+    let found = planted(Mutation::NoGate, From::Formed(3), Faults { order: 1, crash: 1, ..Faults::default() });
+    assert!(found.contains("restarts by order, which leaves"), "{found}");
+}
+
+#[test]
+fn without_the_gate_an_order_destroys_the_last_copy() {
+    if !full() {
+        return;
+    }
+    // All are off when the order is given: no majority is left to be taken.
+    let faults = Faults { order: 1, dark: 1, ..Faults::default() };
+    let firsts = starts(From::Formed(3), faults, Mutation::NoGate);
+    let alone = firsts.into_iter().filter_map(|p| {
+        let mut p = p.after(Act::Dark)?.after(Act::Silence(0))?;
+        // The others' disks are blank: what the first one holds is all there is.
+        (1..NODES).for_each(|n| p.world.machine(n).wipe());
+        Some(p)
+    });
+    let explored = explore(alone.collect(), u64::MAX, Order::Breadth);
+    let found = explored.found.expect("a violation");
+    println!("{} ({} states)\n{}", found.what, explored.states, show(&found.first, &found.trace));
+    assert!(found.what.contains("of which there is no other copy"), "{}", found.what);
+}
+
+#[test]
+fn without_the_mark_an_order_wipes_twice() {
+    if !full() {
+        return;
+    }
+    let found = planted(Mutation::NoMark, From::Formed(3), Faults { order: 1, crash: 1, ..Faults::default() });
+    assert!(found.contains("a second time"), "{found}");
 }
 
 #[test]

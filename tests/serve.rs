@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 
 #[path = "serve/backup.rs"]
 mod backup;
+#[path = "serve/orders.rs"]
+mod orders;
 
 const MAC: &str = "52:54:00:00:00:01";
 const SITE: &str = r#"
@@ -98,6 +100,17 @@ fn store_image(path: &Path, kernel: &[u8], tag: &str) -> ImageId {
 
 /// The same with a preloaded repository.
 fn store_image_with(path: &Path, kernel: &[u8], tag: &str, repository: Option<&[u8]>) -> ImageId {
+    store_clustered(path, kernel, tag, repository, vec![])
+}
+
+/// The same with systems that several nodes share.
+fn store_clustered(
+    path: &Path,
+    kernel: &[u8],
+    tag: &str,
+    repository: Option<&[u8]>,
+    clustered: Vec<kiln::recipe::system::Clustered>,
+) -> ImageId {
     let builder = SigningKey::from_bytes(&[7; 32]);
     let config = Config {
         kiln: "0".into(),
@@ -110,7 +123,7 @@ fn store_image_with(path: &Path, kernel: &[u8], tag: &str, repository: Option<&[
         systems: vec![],
         secrets: vec!["galera.sst".into()],
         controller: false,
-        clustered: vec![],
+        clustered,
         epoch: 1,
         lock: String::new(),
         squashfs_tools: String::new(),
@@ -341,6 +354,8 @@ fn what_is_no_request_is_refused_and_a_truncated_blob_ends_only_its_connection()
 
 /// A node of our own: keys, boot id and where it is in the protocol.
 struct Node {
+    name: &'static str,
+    mac: &'static str,
     key: SigningKey,
     tls_key: rcgen::KeyPair,
     boot_id: String,
@@ -349,12 +364,19 @@ struct Node {
 impl Node {
     fn new(number: u8) -> Node {
         let boot_id = format!("00000000-0000-4000-8000-0000000000{number:02x}");
-        Node { key: SigningKey::from_bytes(&[number; 32]), tls_key: rcgen::KeyPair::generate().unwrap(), boot_id }
+        let (name, mac) = ("test1", MAC);
+        Node {
+            name,
+            mac,
+            key: SigningKey::from_bytes(&[number; 32]),
+            tls_key: rcgen::KeyPair::generate().unwrap(),
+            boot_id,
+        }
     }
 
     fn boot(&self, server: &Server, image: ImageId) -> BootAnswer {
         let request = BootRequest {
-            mac: MAC.parse().unwrap(),
+            mac: self.mac.parse().unwrap(),
             uuid: None,
             boot_id: self.boot_id.clone(),
             image,
@@ -371,10 +393,10 @@ impl Node {
         credential: Option<String>,
     ) -> Result<RegisterAnswer, (u16, String)> {
         let csr = rcgen::CertificateParams::default().serialize_request(&self.tls_key).unwrap().pem().unwrap();
-        let statement = register_statement("test1", &self.boot_id, &csr);
+        let statement = register_statement(self.name, &self.boot_id, &csr);
         let request = RegisterRequest {
-            node: "test1".into(),
-            mac: MAC.parse().unwrap(),
+            node: self.name.into(),
+            mac: self.mac.parse().unwrap(),
             boot_id: self.boot_id.clone(),
             image,
             version: "1".into(),
@@ -393,7 +415,7 @@ impl Node {
 }
 
 fn report(phase: Phase) -> Report {
-    Report { phase, detail: String::new(), systems: vec![], leaving: false, seq: 0, running: vec![] }
+    Report { phase, detail: String::new(), systems: vec![], leaving: false, seq: 0, running: vec![], order: None }
 }
 
 #[test]

@@ -7,7 +7,8 @@ mod world;
 
 use kiln::cli::recipes::{RecipesArgs, resolve};
 use kiln::join::node::{Action, Job, Outcome};
-use kiln::ledger::message::{Phase, SystemState};
+use kiln::ledger::decide::{Reimage, Risk};
+use kiln::ledger::message::{Disks, Phase, SystemState};
 use kiln::ledger::state::State;
 use kiln::ledger::{Command, decide};
 use kiln::recipe::System;
@@ -118,6 +119,8 @@ struct Simulation {
     reporting: Vec<bool>,
     /// Next wake of each node that is in the queue.
     waking: Vec<u64>,
+    /// Orders asked for so far.
+    orders: u32,
 }
 
 impl Simulation {
@@ -172,6 +175,7 @@ impl Simulation {
             handled: 0,
             reporting: vec![false; nodes],
             waking: vec![u64::MAX; nodes],
+            orders: 0,
         }
     }
 
@@ -324,7 +328,10 @@ impl Simulation {
             return;
         }
         self.say(|| format!("{} boots", self.name(n)));
-        self.world.boot(n);
+        if !self.world.boot(n, None, self.now) {
+            self.say(|| format!("{} is held", self.name(n)));
+            return self.after(10_000, Happens::Boot(n));
+        }
         (self.booted[n], self.reporting[n], self.waking[n]) = (self.now, false, u64::MAX);
         let boot = self.world.machines[n].boots;
         let ms = self.dice.between(5_000, 15_000);
@@ -442,6 +449,11 @@ impl Simulation {
         };
         let late = self.world.late.len();
         self.world.report(n, fate, self.now);
+        if !self.world.machines[n].on {
+            self.say(|| format!("{} restarts by its order", self.name(n)));
+            let away = self.dice.between(1_000, 60_000);
+            return self.after(away, Happens::Boot(n));
+        }
         if self.world.late.len() > late {
             let ms = self.dice.to(60_000);
             self.after(ms, Happens::Late);
@@ -512,6 +524,16 @@ impl Simulation {
                 let s = self.dice.to(self.world.fixed.seeded.len() as u64) as usize;
                 self.say(|| format!("{}'s {} dies", self.name(n), self.world.fixed.seeded[s]));
                 self.world.stop(s, n, false);
+            }
+            95..98 => {
+                let disks = if self.dice.percent(70) { Disks::Wipe } else { Disks::Keep };
+                let (id, node) = (format!("{:08x}", self.orders), self.name(n).to_string());
+                self.orders += 1;
+                let (image, expires_ms, risk) = (None, u64::MAX, Risk::default());
+                let order = Box::new(Reimage { id, node, image, disks, expires_ms, risk });
+                let given = self.world.server.command(&Command::Reimage(order), self.now);
+                let word = given.map_or_else(|r| r.reason, |_| "given".into());
+                self.say(|| format!("{} is ordered to be reimaged, disks {}: {word}", self.name(n), disks.word()));
             }
             _ => {
                 if self.world.machines[n].cert.is_none() {

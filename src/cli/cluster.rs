@@ -119,6 +119,7 @@ fn shown(cluster: &Cluster) -> String {
             .filter(|s| s.state != "done")
             .map(|s| format!("step {}/{}: {}", s.system, s.step, s.state)),
     );
+    notes.extend(cluster.orders.iter().cloned());
     if !notes.is_empty() {
         text += &format!("\n{}\n", notes.join("\n"));
     }

@@ -10,7 +10,7 @@ mod sockets;
 use super::exit::{Exit, error};
 use super::{places, restore, secrets};
 use crate::image::store::Store;
-use crate::ledger::decide::Command;
+use crate::ledger::decide::{ChosenImage, Command, Reimage, Replace};
 use crate::ledger::event::UsedImage;
 use crate::ledger::log::Log;
 use crate::ledger::sqlite::{self, Reader, Sqlite};
@@ -26,7 +26,7 @@ use crate::pxe::http::server as http;
 use crate::pxe::loaders::{self, Loaders};
 use crate::pxe::tftp::server as tftp;
 use crate::site::{Site, file};
-use crate::sys::files;
+use crate::sys::{clock, files};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -163,6 +163,7 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runt
         eprintln!("note: {doubt}; what depends on it waits until every node has spoken, or kiln cluster adopt");
     }
     ledger.submit(Command::Start { doubt }).await.map_err(refused)?;
+    ledger.submit(Command::Expire { wall_ms: clock::now_ms() }).await.map_err(refused)?;
     first_site(&ledger, &store, &secrets, &site, &arguments.site).await?;
     let in_use = Arc::new(images::InUse::new(&state));
     in_use.write(ledger.snapshot().state.images_in_use())?;
@@ -340,6 +341,17 @@ fn translate(store: &Store, order: Request, ledger: &Ledger) -> Result<Command, 
         Request::Form => Command::Form,
         Request::Adopt => Command::Adopt,
         Request::Recover { system, from, accept_loss } => Command::Recover { system, from, accept_loss },
+        Request::Reimage { node, image, disks, expires_secs, risk } => {
+            let looked = image.map(|reference| images::look_up(store, &reference)).transpose();
+            let looked = looked.map_err(|e| (404, format!("{e:#}")))?;
+            let image = looked.map(|l| ChosenImage { image: l.image, release: l.release, role: l.role });
+            let id = crate::image::id::hex(&keys::random().map_err(|e| (500, format!("{e:#}")))?[..4]);
+            let expires_ms = clock::now_ms().saturating_add(expires_secs.saturating_mul(1000));
+            Command::Reimage(Box::new(Reimage { id, node, image, disks, expires_ms, risk }))
+        }
+        Request::Cancel { order, failed } => Command::Cancel { order, failed },
+        Request::Replace { node, macs, disk, risk } => Command::Replace(Box::new(Replace { node, macs, disk, risk })),
+        Request::Remove { node, risk } => Command::Remove { node, risk },
     })
 }
 
@@ -460,7 +472,14 @@ async fn wait(
                     tracing::error!("SIGHUP: {error:#}; everything stays as it was");
                 }
             }
-            _ = pulse.tick() => if ledger.ended() { anyhow::bail!("the ledger's writer ended; see the log above") },
+            _ = pulse.tick() => {
+                if ledger.ended() {
+                    anyhow::bail!("the ledger's writer ended; see the log above")
+                }
+                if !ledger.snapshot().state.open_orders.is_empty() {
+                    ledger.submit_quietly(Command::Expire { wall_ms: clock::now_ms() });
+                }
+            }
         }
     }
 }

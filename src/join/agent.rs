@@ -38,6 +38,8 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const OFFLINE_AFTER: Duration = Duration::from_secs(30);
 /// Of one system's `leave` at a shutdown.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A restart that did not come off is asked for again after this.
+const RESTART_AGAIN: Duration = Duration::from_secs(600);
 const PHASE_TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_secs(3), idle: Duration::from_secs(3) };
 
 /// What the main loop hears.
@@ -50,6 +52,8 @@ enum Event {
     Peers(Vec<PeerTask>),
     /// The server wants these systems stopped, if they do not serve.
     StandDown(Vec<String>),
+    /// An order waits for this machine to restart.
+    Restart(String),
     /// The server no longer knows this generation's certificate.
     Refused(String),
     /// A register that was tried in the background.
@@ -193,11 +197,12 @@ impl Agent {
         }
         let reporter = Reporter::start(link.clone(), self.sender.clone());
         let (mut last_phase, mut said, mut brings) = (Phase::Register, None, false);
+        let mut restarts: Option<Instant> = None;
         loop {
             for action in node.due(monotonic_ms()) {
                 self.start(action, &scripts, &link);
             }
-            let report = self.report(&mut node, false, &mut said, &mut last_phase);
+            let report = self.report(&mut node, &scripts, false, &mut said, &mut last_phase);
             if let Some(report) = report {
                 reporter.set(report);
             }
@@ -222,6 +227,12 @@ impl Agent {
                 }
                 Ok(Event::Peers(tasks)) => node.set_peers(&tasks),
                 Ok(Event::StandDown(systems)) => node.stand_down(&systems, monotonic_ms()),
+                Ok(Event::Restart(order)) if self.restarts_for(&order, restarts) => {
+                    restarts = Some(Instant::now());
+                    self.console.say(&format!("restarts: order {order} is open for this node"));
+                    restart();
+                }
+                Ok(Event::Restart(_)) => {}
                 Ok(Event::Refused(why)) => {
                     registers.needed = true;
                     if !registers.running {
@@ -261,7 +272,7 @@ impl Agent {
                         leave(&self.role, &scripts);
                     }
                     said = None;
-                    if let Some(report) = self.report(&mut node, down, &mut said, &mut last_phase) {
+                    if let Some(report) = self.report(&mut node, &scripts, down, &mut said, &mut last_phase) {
                         reporter.last(&report);
                     }
                     return Ok(());
@@ -285,20 +296,35 @@ impl Agent {
     }
 
     /// The report, with a number of its own, if it says something new.
-    fn report(&self, node: &mut Node, leaving: bool, said: &mut Option<Report>, last: &mut Phase) -> Option<Report> {
-        let (phase, detail, systems) = node.report();
+    fn report(
+        &self,
+        node: &mut Node,
+        scripts: &Scripts,
+        leaving: bool,
+        said: &mut Option<Report>,
+        last: &mut Phase,
+    ) -> Option<Report> {
+        let (phase, detail, mut systems) = node.report();
+        systems.iter_mut().for_each(|s| s.guests = scripts.guests(&s.name));
         if phase != *last {
             self.console.say(&format!("{phase:?}: {detail}").to_lowercase());
             *last = phase;
         }
         let seq = said.as_ref().map_or(0, |r| r.seq);
-        let report = Report { phase, detail, systems, leaving, seq, running: node.running_steps() };
+        let order = self.handover.go.order.as_ref().map(|o| o.id.clone());
+        let report = Report { phase, detail, systems, leaving, seq, running: node.running_steps(), order };
         if said.as_ref() == Some(&report) {
             return None;
         }
         let report = Report { seq: node.next_seq(monotonic_ms()), ..report };
         *said = Some(report.clone());
         Some(report)
+    }
+
+    /// Whether to restart for this order: not the one that this boot went by, and not twice in a row.
+    fn restarts_for(&self, order: &str, before: Option<Instant>) -> bool {
+        let own = self.handover.go.order.as_ref().is_some_and(|o| o.id == order);
+        !own && before.is_none_or(|at| at.elapsed() >= RESTART_AGAIN)
     }
 
     /// Registers after a pause, beside the main loop.
@@ -351,6 +377,14 @@ fn show(system: &str, outcome: &Outcome) {
         Outcome::Done(_) | Outcome::Ranked(_) | Outcome::Answered(_) => {}
         Outcome::Later(why) => eprintln!("{system}: later: {why}"),
         Outcome::Failed(why) | Outcome::Missing(why) | Outcome::Down(why) => eprintln!("{system}: {why}"),
+    }
+}
+
+/// The system's own restart: every unit is stopped in order, and this agent with them.
+fn restart() {
+    let mut line = Command::new("systemctl");
+    if let Err(e) = command::run_ok(line.args(["--no-block", "reboot"]), b"", Duration::from_secs(30)) {
+        eprintln!("restarting: {e:#}");
     }
 }
 

@@ -357,6 +357,7 @@ impl Node {
             reason: t.reason.chars().take(REASON_MAX_CHARS).collect(),
             lineage: t.lineage.clone().filter(|_| t.started && t.healthy),
             stranded: t.is_stranded(),
+            guests: vec![], // the agent's part
         });
         (phase, detail, systems.collect())
     }

@@ -1,7 +1,7 @@
 //! What a node is answered, from the state after its command was decided.
 
 use super::decide::credential_of;
-use super::message::{BootGo, BootRequest, StateOrder};
+use super::message::{BootGo, BootOrder, BootRequest, StateOrder};
 use super::state::{Keeps, State};
 use std::collections::BTreeMap;
 
@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 pub fn boot(state: &State, node: &str, request: &BootRequest, credential: &str, now_ms: u64) -> Option<BootGo> {
     let site = state.site.as_ref()?;
     let entry = state.site_node(node)?;
-    let minted = state.node(node).credential.clone();
+    let known = state.node(node);
+    let minted = known.credential.clone();
+    let order = known.order.as_ref().filter(|o| o.is_of(&request.boot_id)).map(|o| &o.order);
     let ours = minted.is_some_and(|c| c.boot_id == request.boot_id && c.hash == credential_of(credential));
     Some(BootGo {
         node: node.to_string(),
@@ -21,12 +23,13 @@ pub fn boot(state: &State, node: &str, request: &BootRequest, credential: &str, 
             Keeps::Volatile => StateOrder::Volatile,
             Keeps::Disk(disk) => StateOrder::Disk { disk: disk.clone() },
         },
+        order: order.map(|o| BootOrder { id: o.id.clone(), disks: o.disks }),
         now_ms,
     })
 }
 
-/// The secrets that a role's systems may receive, of those that the server has.
-pub fn secrets(state: &State, role: &str, all: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let Some(image) = state.image_of(role) else { return BTreeMap::new() };
+/// The secrets that a node's systems may receive, of those that the server has.
+pub fn secrets(state: &State, node: &str, all: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let Some(image) = state.site_node(node).and_then(|n| state.image_for(n)) else { return BTreeMap::new() };
     image.secrets.iter().filter_map(|name| Some((name.clone(), all.get(name)?.clone()))).collect()
 }

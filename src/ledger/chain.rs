@@ -156,6 +156,7 @@ mod tests {
                     reason: String::new(),
                     lineage: None,
                     stranded: false,
+                    guests: vec![],
                 })
                 .collect(),
             leaving: false,

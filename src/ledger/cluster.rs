@@ -175,6 +175,11 @@ impl Cluster {
             Event::RoomMade { system, step, node, generation, .. } => {
                 self.formation_mut(system).room.insert((step.clone(), node.clone()), *generation);
             }
+            Event::NodeRemoved { node } => {
+                self.formations.values_mut().for_each(|f| Arc::make_mut(f).forget(node));
+                let held = |s: &&mut Step| s.holder.as_ref().is_some_and(|(h, _)| h.node == *node);
+                self.steps.values_mut().filter(held).for_each(|s| s.holder = None);
+            }
             _ => {}
         }
     }
@@ -200,6 +205,17 @@ impl Formation {
         if other && self.seeding.is_none() && self.chosen.as_deref() == Some(node) {
             self.chosen = None;
         }
+    }
+
+    /// The node is no more, and neither is what it held.
+    fn forget(&mut self, node: &str) {
+        self.members.remove(node);
+        self.stopped.remove(node);
+        self.granted.remove(node);
+        self.aside.remove(node);
+        self.room.retain(|(_, whom), _| whom != node);
+        self.seeding.take_if(|h| h.node == *node);
+        self.chosen.take_if(|c| c == node);
     }
 
     fn grant(&mut self, node: &str, generation: u64, seq: u64, seed: bool, set_aside: bool) {

@@ -2,6 +2,7 @@
 //! rewritten. New fields have defaults, so that logs of every release replay (`tests/fixtures`).
 
 use super::message::{Data, Disk, Phase, SystemReport};
+use super::order::{End, Order};
 use crate::image::id::{Digest, ImageId};
 use crate::recipe::system::Clustered;
 use crate::site::{Mac, Site, Uuid};
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 /// Version of the events' shape; stands in each row.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// An event with its place in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -274,6 +275,54 @@ pub enum Event {
         generation: u64,
         by: String,
     },
+    /// The operator ordered a node to be reimaged, and the gate let it through.
+    OrderGiven {
+        order: Box<Order>,
+        /// What the gate saw.
+        facts: BTreeMap<String, String>,
+    },
+    /// What the operator wanted for a node would hurt.
+    OrderRefused {
+        node: String,
+        /// Such as `reimage, disks wiped`.
+        wanted: String,
+        giver: String,
+        facts: BTreeMap<String, String>,
+        rule: String,
+        reason: String,
+    },
+    /// This boot of the node goes by the order.
+    OrderBooted {
+        order: String,
+        node: String,
+        boot_id: String,
+    },
+    /// The order may wipe this disk now.
+    OrderBegun {
+        order: String,
+        node: String,
+        boot_id: String,
+        disk: Disk,
+        /// What lies on it.
+        found: String,
+    },
+    OrderEnded {
+        order: String,
+        node: String,
+        end: End,
+    },
+    /// The node's name has other hardware from now on: cards that it was approved on are nobody's.
+    NodeReplaced {
+        node: String,
+        /// Of its new hardware.
+        macs: Vec<Mac>,
+        /// Its disk is another one too: its next register may bring a new key.
+        fresh: bool,
+    },
+    /// The node is no more: what it held is gone, and who waited for it waits no longer.
+    NodeRemoved {
+        node: String,
+    },
 }
 
 /// One system in [`Event::Adopted`].
@@ -317,7 +366,14 @@ impl Event {
             | Event::StepClaimed { node, .. }
             | Event::StepEnded { node, .. }
             | Event::RoomMade { node, .. }
+            | Event::OrderRefused { node, .. }
+            | Event::OrderBooted { node, .. }
+            | Event::OrderBegun { node, .. }
+            | Event::OrderEnded { node, .. }
+            | Event::NodeReplaced { node, .. }
+            | Event::NodeRemoved { node }
             | Event::NodeUnheld { node } => Some(node.clone()),
+            Event::OrderGiven { order, .. } => Some(order.node.clone()),
         }
     }
 }

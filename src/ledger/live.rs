@@ -2,7 +2,7 @@
 //! unknown and counted anew, and what needs it refuses. Times are monotonic milliseconds.
 
 use super::decide::Command;
-use super::message::{Report, SESSION_DEAD_SECS};
+use super::message::{Report, SESSION_DEAD_SECS, SystemState};
 use super::state::State;
 use crate::site::Mac;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +22,8 @@ pub struct Live {
     pub started_ms: u64,
     /// By node.
     pub heard: BTreeMap<String, Heard>,
+    /// When the machine of a node with an open order last asked to boot, or the order was given.
+    pub asked: BTreeMap<String, u64>,
     noise: BTreeMap<Mac, Window>,
     strangers: Window,
 }
@@ -63,13 +65,24 @@ pub struct Reported {
     pub lineages: Arc<BTreeMap<String, String>>,
     /// Systems that run but cannot serve.
     pub stranded: Arc<BTreeSet<String>>,
+    pub healthy: Arc<BTreeSet<String>>,
+    /// Guests, by the system that they live in.
+    pub guests: Arc<BTreeMap<String, Vec<String>>>,
 }
 
 impl Reported {
     pub fn of(report: &Report) -> Reported {
         let lineages = report.systems.iter().filter_map(|s| Some((s.name.clone(), s.lineage.clone()?)));
         let stranded = report.systems.iter().filter(|s| s.stranded && s.lineage.is_none()).map(|s| s.name.clone());
-        Reported { seq: report.seq, lineages: Arc::new(lineages.collect()), stranded: Arc::new(stranded.collect()) }
+        let healthy = report.systems.iter().filter(|s| s.state == SystemState::Healthy).map(|s| s.name.clone());
+        let guests = report.systems.iter().filter(|s| !s.guests.is_empty());
+        Reported {
+            seq: report.seq,
+            lineages: Arc::new(lineages.collect()),
+            stranded: Arc::new(stranded.collect()),
+            healthy: Arc::new(healthy.collect()),
+            guests: Arc::new(guests.map(|s| (s.name.clone(), s.guests.clone())).collect()),
+        }
     }
 }
 
@@ -119,8 +132,27 @@ impl Live {
                     self.hear(state, &node.clone(), None, now_ms);
                 }
             }
+            Command::Reimage(order) => drop(self.asked.insert(order.node.clone(), now_ms)),
+            Command::Saw { mac, .. } => self.ask(state, *mac, now_ms),
+            Command::Answer(answer) => self.ask(state, answer.mac, now_ms),
             _ => {}
         }
+    }
+
+    /// A card asked; noted only for nodes that an order waits for, and forgotten with it.
+    fn ask(&mut self, state: &State, mac: Mac, now_ms: u64) {
+        self.asked.retain(|node, _| state.nodes.get(node).is_some_and(|n| n.open_order().is_some()));
+        for name in state.open_orders.values() {
+            let approved = state.machines.get(&mac).is_some_and(|m| m.approved.as_ref() == Some(name));
+            if approved || state.site_node(name).is_some_and(|n| n.macs.contains(&mac)) {
+                self.asked.insert(name.clone(), now_ms);
+            }
+        }
+    }
+
+    /// For how long the machine that an order waits for has not asked to boot.
+    pub fn silent_ms(&self, node: &str, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.asked.get(node).copied().unwrap_or(self.started_ms))
     }
 
     fn hear(&mut self, state: &State, node: &str, report: Option<Reported>, now_ms: u64) {
@@ -149,6 +181,13 @@ impl Live {
         let barrier = state.cluster.formations.get(system).map_or(0, |f| f.barrier(node, known.generation));
         let counts = !known.is_fenced() && report.seq > barrier && self.session_lives(state, node, now_ms);
         counts.then_some(report)
+    }
+
+    /// The node's newest report, if its session lives and it is not known to be off.
+    pub fn fresh(&self, state: &State, node: &str, now_ms: u64) -> Option<&Reported> {
+        let known = state.nodes.get(node)?;
+        let heard = self.heard.get(node).filter(|h| h.generation == known.generation)?;
+        heard.report.as_ref().filter(|_| !known.is_fenced() && self.session_lives(state, node, now_ms))
     }
 
     /// Whether the node has reported in its current generation since this server started.

@@ -78,6 +78,9 @@ pub enum BootAnswer {
     Hold {
         reason: String,
         retry_secs: u64,
+        /// What it booted is not what it is to boot: only a restart helps.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        restart: bool,
     },
 }
 
@@ -94,8 +97,36 @@ pub struct BootGo {
     #[serde(default)]
     pub credential: Option<String>,
     pub state: StateOrder,
+    /// The open order that this boot goes by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<BootOrder>,
     /// Server's clock, Unix milliseconds; the node sets its own from it.
     pub now_ms: u64,
+}
+
+/// What a node must know of the order that it boots under.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootOrder {
+    pub id: String,
+    pub disks: Disks,
+}
+
+/// What an order does to the node's state disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Disks {
+    Keep,
+    /// Made anew, once: the disk is marked with the order's id.
+    Wipe,
+}
+
+impl Disks {
+    pub fn word(self) -> &'static str {
+        match self {
+            Disks::Keep => "kept",
+            Disks::Wipe => "wiped",
+        }
+    }
 }
 
 /// Where this node's state lives.
@@ -106,8 +137,8 @@ pub enum StateOrder {
     Disk { disk: DiskMatch },
 }
 
-/// `POST /v1/disk` over TLS: may this blank disk be formatted? Carries the credential without
-/// spending it.
+/// `POST /v1/disk` over TLS: may this blank disk be formatted? `POST /v1/orders/<id>/begin`: may the
+/// order wipe it, whatever it holds? Both carry the credential without spending it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRequest {
     pub node: String,
@@ -115,7 +146,7 @@ pub struct DiskRequest {
     #[serde(default)]
     pub credential: Option<String>,
     pub disk: Disk,
-    /// What the node found on it: `blank`, or a description. Only `blank` is ever granted here.
+    /// What the node found on it: `blank`, or a description. Without an order only `blank` is granted.
     pub found: String,
 }
 
@@ -123,6 +154,9 @@ pub struct DiskRequest {
 pub struct DiskAnswer {
     pub format: bool,
     pub reason: String,
+    /// The order that was asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
 }
 
 /// `POST /v1/register` over TLS.
@@ -188,6 +222,9 @@ pub struct Report {
     /// Cluster steps that run here now.
     #[serde(default)]
     pub running: Vec<RunningStep>,
+    /// The order that this boot went by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,7 +250,13 @@ pub struct SystemReport {
     /// It runs, but its health says that it cannot serve without members that are missing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stranded: bool,
+    /// Others' machines that live in it here, by name; at most [`GUESTS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guests: Vec<String>,
 }
+
+/// Guests that are named in a report; more are as good a reason.
+pub const GUESTS_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -234,6 +277,9 @@ pub struct ReportAnswer {
     /// Systems that are to be stopped here, if they still run without serving.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stand_down: Vec<String>,
+    /// An order waits for this machine to restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<String>,
 }
 
 /// A peer step to be run here for `node`; its end is told with [`DoneRequest`].

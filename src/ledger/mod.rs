@@ -13,6 +13,7 @@ pub mod identify;
 pub mod live;
 pub mod log;
 pub mod message;
+pub mod order;
 pub mod sqlite;
 pub mod state;
 #[cfg(test)]

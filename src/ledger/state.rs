@@ -3,6 +3,7 @@
 use super::cluster::Cluster;
 use super::event::{Asked, Event, UsedImage};
 use super::message::{Disk, Phase, SystemReport};
+use super::order::{Begun, End, OrderState};
 use crate::image::id::{Digest, ImageId};
 use crate::recipe::system::Clustered;
 use crate::site::{Mac, Node, Site, Uuid};
@@ -25,6 +26,8 @@ pub struct State {
     pub machines: BTreeMap<Mac, Arc<MachineState>>,
     /// What the nodes form together.
     pub cluster: Cluster,
+    /// Orders that have not come to their end: id -> node.
+    pub open_orders: BTreeMap<String, String>,
     /// Of every node's current certificate.
     fingerprints: BTreeMap<Digest, String>,
 }
@@ -62,9 +65,18 @@ pub struct NodeState {
     pub alarms: u64,
     /// The generation that the operator said is off.
     pub fenced: Option<u64>,
+    /// The last order that was given for it.
+    pub order: Option<OrderState>,
+    /// What an order made it boot instead of its role's image; until the role gets another one.
+    pub image: Option<UsedImage>,
 }
 
 impl NodeState {
+    /// The order that has not come to its end.
+    pub fn open_order(&self) -> Option<&OrderState> {
+        self.order.as_ref().filter(|o| o.is_open())
+    }
+
     /// Whether its current generation is known to be off.
     pub fn is_fenced(&self) -> bool {
         self.fenced == Some(self.generation)
@@ -164,6 +176,19 @@ impl State {
         self.images.get(role).map(|i| &i.current)
     }
 
+    /// The image that a node boots: its open order's, its own, or its role's.
+    pub fn image_for(&self, node: &Node) -> Option<&UsedImage> {
+        let known = self.nodes.get(&node.name);
+        let own = known.and_then(|n| n.open_order().map(|o| &o.order.image).or(n.image.as_ref()));
+        own.or_else(|| self.image_of(&node.role))
+    }
+
+    /// An open order by its id, with its node's name.
+    pub fn order(&self, id: &str) -> Option<(&String, &OrderState)> {
+        let node = self.open_orders.get(id)?;
+        Some((node, self.nodes.get(node)?.open_order().filter(|o| o.order.id == id)?))
+    }
+
     /// Where this node's state lives; an error is the reason why it must not boot.
     pub fn keeps<'a>(&self, node: &'a Node) -> Result<Keeps<'a>, String> {
         use crate::site::StateDisk::{Disk, Unset, Volatile};
@@ -204,7 +229,9 @@ impl State {
     pub fn images_in_use(&self) -> BTreeSet<ImageId> {
         let used = self.images.values().flat_map(|i| [Some(i.current.id), i.previous.as_ref().map(|p| p.id)]);
         let running = self.nodes.values().map(|n| n.session.as_ref().map(|s| s.image));
-        used.chain(running).flatten().collect()
+        let ordered = self.nodes.values().map(|n| n.open_order().map(|o| o.order.image.id));
+        let own = self.nodes.values().map(|n| n.image.as_ref().map(|i| i.id));
+        used.chain(running).chain(ordered).chain(own).flatten().collect()
     }
 
     /// Folds one event. Total: an event that names what is not there makes it.
@@ -220,6 +247,7 @@ impl State {
                 let kept = self.images.get(role).and_then(|i| i.previous.clone());
                 let previous = before.filter(|b| b.id != image.id).or(kept);
                 self.images.insert(role.clone(), Arc::new(RoleImage { current: image.clone(), previous }));
+                self.forget_own_images(role);
             }
             Event::MachineSeen { mac, uuid, firmware } => {
                 let machine = self.machine_mut(*mac);
@@ -251,6 +279,21 @@ impl State {
                 self.machine_mut(*mac).approved = Some(node.clone());
                 self.node_mut(node).approved = true;
             }
+            Event::NodeReplaced { node, macs, fresh } => {
+                self.forget_cards(node, macs);
+                self.node_mut(node).approved |= fresh;
+            }
+            Event::NodeRemoved { node } => {
+                self.forget_cards(node, &[]);
+                let state = self.node_mut(node);
+                (state.approved, state.credential, state.held, state.image) = (false, None, None, None);
+                // Whatever it still says is nobody's word.
+                let session = state.session.take();
+                session.map(|s| self.fingerprints.remove(&s.fingerprint));
+                self.cluster.apply(event);
+            }
+            Event::OrderGiven { .. } | Event::OrderBooted { .. } | Event::OrderBegun { .. } => self.apply_order(event),
+            Event::OrderEnded { .. } => self.apply_order(event),
             _ => self.apply_to_node(event),
         }
     }
@@ -274,6 +317,10 @@ impl State {
                     (state.credential, state.approved, state.report) = (None, false, None);
                 }
                 let before = state.session.as_ref().map(|s| s.fingerprint);
+                if let Some(order) = state.order.as_mut().filter(|o| o.is_of(boot_id)) {
+                    order.registered = Some(*generation);
+                    order.made |= order.begun.is_some();
+                }
                 state.generation = *generation;
                 state.key = Some(key.clone());
                 state.refused = None;
@@ -312,10 +359,68 @@ impl State {
                 self.fingerprints.clear();
                 // Who was off then may have run since: the operator says so again.
                 self.nodes.values_mut().filter(|n| n.fenced.is_some()).for_each(|n| Arc::make_mut(n).fenced = None);
+                // What was ordered may have been done since: it destroys nothing a second time.
+                for order in self.nodes.values_mut().filter(|n| n.open_order().is_some()) {
+                    Arc::make_mut(order).order.iter_mut().for_each(|o| o.doubted = true);
+                }
                 self.cluster.apply(event);
             }
             _ => self.cluster.apply(event),
         }
+    }
+
+    fn apply_order(&mut self, event: &Event) {
+        let rev = self.rev;
+        match event {
+            Event::OrderGiven { order, .. } => {
+                self.open_orders.insert(order.id.clone(), order.node.clone());
+                self.node_mut(&order.node).order = Some(OrderState::new((**order).clone(), rev));
+            }
+            Event::OrderBooted { order, node, boot_id } => {
+                if let Some(known) = self.order_mut(node, order) {
+                    (known.booted, known.registered) = (Some(boot_id.clone()), None);
+                }
+            }
+            Event::OrderBegun { order, node, boot_id, disk, .. } => {
+                if let Some(known) = self.order_mut(node, order) {
+                    known.begun = Some(Begun { boot_id: boot_id.clone(), disk: disk.clone() });
+                }
+            }
+            Event::OrderEnded { order, node, end } => {
+                self.open_orders.remove(order);
+                let role = self.site_node(node).map(|n| n.role.clone()).unwrap_or_default();
+                let current = self.image_of(&role).map(|i| i.id);
+                let state = self.node_mut(node);
+                let Some(known) = state.order.as_mut().filter(|o| o.order.id == *order) else { return };
+                known.ended = Some(*end);
+                if *end == End::Ready {
+                    let image = Some(known.order.image.clone());
+                    state.image = image.filter(|i| Some(i.id) != current);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn order_mut(&mut self, node: &str, id: &str) -> Option<&mut OrderState> {
+        self.node_mut(node).order.as_mut().filter(|o| o.order.id == id)
+    }
+
+    /// A role's new image is that of all its nodes.
+    fn forget_own_images(&mut self, role: &str) {
+        let own = self.nodes.iter().filter(|(_, n)| n.image.is_some()).map(|(name, _)| name.clone());
+        for name in own.collect::<Vec<_>>() {
+            if self.site_node(&name).is_some_and(|n| n.role == role) {
+                self.node_mut(&name).image = None;
+            }
+        }
+    }
+
+    /// Of the cards that the operator once said are this node's only `kept` are from now on.
+    fn forget_cards(&mut self, node: &str, kept: &[Mac]) {
+        let ours =
+            |(mac, m): &(&Mac, &mut Arc<MachineState>)| m.approved.as_deref() == Some(node) && !kept.contains(mac);
+        self.machines.iter_mut().filter(ours).for_each(|(_, m)| Arc::make_mut(m).approved = None);
     }
 
     fn node_mut(&mut self, name: &str) -> &mut NodeState {

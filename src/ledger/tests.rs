@@ -7,6 +7,8 @@ use proptest::prelude::*;
 const V1: &str = include_str!("../../tests/fixtures/ledger-v1.jsonl");
 /// What version 2 added.
 const V2: &str = include_str!("../../tests/fixtures/ledger-v2.jsonl");
+/// What version 3 added.
+const V3: &str = include_str!("../../tests/fixtures/ledger-v3.jsonl");
 
 /// Folds a golden log; returns the kinds of its events too.
 fn folded(log: &str) -> (State, std::collections::BTreeSet<String>) {
@@ -61,9 +63,47 @@ fn the_golden_log_of_version_2_folds_to_what_it_always_did() {
 }
 
 #[test]
+fn the_golden_log_of_version_3_folds_to_what_it_always_did() {
+    let (state, kinds) = folded(V3);
+    let of_orders = kinds.iter().filter(|k| k.starts_with("order-") || k.starts_with("node-re")).count();
+    assert_eq!(of_orders, 7, "every kind that version 3 brought stands in it: {kinds:?}");
+    let (one, two) = (state.node("infra1"), state.node("infra2"));
+    let spent = one.order.as_ref().unwrap();
+    assert_eq!((spent.ended, spent.registered, spent.made), (Some(order::End::Ready), Some(2), true));
+    assert_eq!(one.image.as_ref().map(|i| i.reference.as_str()), Some("zed/infra:v2"), "not its role's");
+    let open = &two.open_order().unwrap().order;
+    assert_eq!((open.id.as_str(), open.force.as_deref(), open.lose_guests), ("4e5f6071", Some("the rack burns"), true));
+    assert_eq!(state.open_orders.keys().collect::<Vec<_>>(), ["4e5f6071"]);
+    let old = &state.machines[&"52:54:00:00:00:02".parse::<Mac>().unwrap()];
+    assert!(old.approved.is_none() && two.approved);
+    assert_eq!(two.report.as_ref().unwrap().systems[0].guests, ["web"]);
+    assert!(state.node("infra3").session.is_none() && state.cluster.formation("galera").members.is_empty());
+}
+
+#[test]
+fn what_the_gate_refused_is_explained_with_its_arithmetic() {
+    let events: Vec<Recorded> = V3.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let lines = explain::chain(&events[..10], 1);
+    assert_eq!(
+        lines,
+        [
+            "2030-03-17T17:46:50Z reimage, disks wiped, asked by ada (answer 10)",
+            "    galera = 3 members, 2 healthy, this leaves 1, majority is 2",
+            "  → rule quorum, node infra1",
+            "  → refused: galera: 3 members, 2 healthy, this leaves 1, majority is 2",
+        ]
+    );
+    let all = explain::chain(&events, 100).join("\n");
+    for words in ["rule gate, forced", "forced = the rack burns", "disk vda to be wiped by order 0a1b2c3d", "may join"]
+    {
+        assert!(all.contains(words), "{words}: {all}");
+    }
+}
+
+#[test]
 fn an_explanation_is_a_chain_from_facts_to_the_reply() {
     let events: Vec<Recorded> = V1.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    let lines = explain::chain(&events, 1);
+    let lines = explain::chain(&events[..4], 1);
     assert_eq!(
         lines,
         [
@@ -129,7 +169,7 @@ proptest! {
                 },
                 _ => Command::Report {
                     fingerprint: Digest([last; 32]),
-                    report: Report { phase: Phase::Ready, detail: text, systems: vec![], leaving: false, seq: 0, running: vec![] },
+                    report: Report { phase: Phase::Ready, detail: text, systems: vec![], leaving: false, seq: 0, running: vec![], order: None },
                 },
             };
             let caused = match decide(&state, &live, &command, now) {

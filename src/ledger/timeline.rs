@@ -65,6 +65,23 @@ pub fn line(event: &Event) -> String {
             format!("{system}/{step} {}{}", if *ok { "done" } else { "failed" }, after(detail))
         }
         Event::RoomMade { system, step, by, .. } => format!("{system}/{step} made by {by}"),
+        Event::OrderGiven { order, .. } => {
+            let force = order.force.as_ref().map(|f| format!(", forced: {f}")).unwrap_or_default();
+            let (id, node, image, disks) = (&order.id, &order.node, &order.image, order.disks.word());
+            let (image, by) = (image.id.short(), if order.giver.is_empty() { "the operator" } else { &order.giver });
+            let until = utc(order.expires_ms);
+            format!("order {id}: {node} is reimaged with {image}, disks {disks}, until {until}, by {by}{force}")
+        }
+        Event::OrderRefused { wanted, reason, .. } => format!("{wanted} refused: {reason}"),
+        Event::OrderBooted { order, .. } => format!("boots by order {order}"),
+        Event::OrderBegun { order, disk, found, .. } => format!("order {order} wipes disk {} ({found})", disk.name),
+        Event::OrderEnded { order, end, .. } => format!("order {order} ended: {}", end.word()),
+        Event::NodeReplaced { node, macs, fresh } => {
+            let macs: Vec<String> = macs.iter().map(|m| m.to_string()).collect();
+            let disk = if *fresh { ", with a new disk" } else { ", with its old disk" };
+            format!("node {node} is the machine {} from now on{disk}", macs.join(" "))
+        }
+        Event::NodeRemoved { node } => format!("node {node} removed"),
     }
 }
 

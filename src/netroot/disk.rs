@@ -2,7 +2,7 @@
 //! Opens for writing only the one disk that was chosen and granted, and its partition.
 
 use super::Held;
-use super::disk_choice::{self as choice, PARTITION, PARTITION_UNFINISHED, PROBE_BYTES, Sight, Stamp};
+use super::disk_choice::{self as choice, PROBE_BYTES, Sight, Stamp, Todo};
 use super::mount;
 use crate::ledger::message::{BootGo, Disk, DiskAnswer};
 use crate::site::DiskMatch;
@@ -70,32 +70,55 @@ fn vpd_serial(path: &Path) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Mounts this node's state disk at `target`. A blank disk is made first, when `ask` (told what
-/// was found) says so. What must not go on is [`Held`]; nothing was written then.
+/// What the server is asked about a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask<'a> {
+    /// May this blank disk be made?
+    Make,
+    /// May the order wipe it, which holds this?
+    Begin { order: &'a str, found: &'a str },
+}
+
+/// Mounts this node's state disk at `target`. A blank disk, or any that this boot's order wipes, is
+/// made first, when `ask` says so. What must not go on is [`Held`]; nothing was written then.
 pub fn attach(
     go: &BootGo,
     want: &DiskMatch,
     target: &Path,
     modules: &mut dyn FnMut(),
-    ask: &mut dyn FnMut(&Disk, &str) -> Result<DiskAnswer>,
+    ask: &mut dyn FnMut(&Disk, Ask) -> Result<DiskAnswer>,
     say: &mut dyn FnMut(&str),
 ) -> Result<()> {
     let disk = find(want, modules)?;
     let device = Path::new("/dev").join(&disk.name);
     let sector = sector_size(&disk.name);
-    match look(&device, sector)? {
-        Sight::Other(found) => {
-            return Err(Held::new(format!("state disk {} holds {found}; it is left as it is", disk.name)).into());
+    let seen = look(&device, sector)?;
+    let mut todo = choice::todo(&seen, go);
+    if todo == Todo::Finish {
+        todo = if finish(&disk, &device, sector, go)? {
+            say("finished making the state disk");
+            Todo::Use
+        } else {
+            choice::todo(&Sight::Blank, go)
+        };
+    }
+    match &todo {
+        Todo::Use | Todo::Finish => {}
+        Todo::Hold(why) => return Err(Held::new(format!("state disk {} {why}", disk.name)).into()),
+        Todo::Ask => {
+            let answer = ask(&disk, Ask::Make)?;
+            allowed(&disk, &answer)?;
+            say(&format!("making the state disk on {} ({seen:?}, {})", disk.name, answer.reason));
+            make(&disk, &device, sector, go, &seen)?;
         }
-        Sight::State => {}
-        Sight::Unfinished if finish(&disk, &device, sector, go)? => say("finished making the state disk"),
-        sight => {
-            let answer = ask(&disk, "blank")?;
-            if !answer.format {
-                return Err(Held::new(format!("state disk {} may not be made: {}", disk.name, answer.reason)).into());
-            }
-            say(&format!("making the state disk on {} ({sight:?}, {})", disk.name, answer.reason));
-            make(&disk, &device, sector, go, &sight)?;
+        Todo::Begin(found) => {
+            not_anothers(&disk, &seen, go)?;
+            let id = go.order.as_ref().map(|o| o.id.as_str()).unwrap_or_default();
+            let answer = ask(&disk, Ask::Begin { order: id, found })?;
+            allowed(&disk, &answer)?;
+            choice::judge_answer(&answer, id).map_err(Held::new)?;
+            say(&format!("order {id} wipes {} ({found}; {})", disk.name, answer.reason));
+            make(&disk, &device, sector, go, &seen)?;
         }
     }
     let partition = wait_partition(&disk.name)?;
@@ -109,6 +132,25 @@ pub fn attach(
     mount_state(&partition, target)?;
     say(&format!("state of {} from {}", go.node, partition.display()));
     Ok(())
+}
+
+fn allowed(disk: &Disk, answer: &DiskAnswer) -> Result<()> {
+    if answer.format {
+        return Ok(());
+    }
+    Err(Held::new(format!("state disk {} may not be made: {}", disk.name, answer.reason)).into())
+}
+
+/// Another cluster's or node's state is not this order's to wipe: somebody has mixed up disks. A state
+/// disk that cannot be read is what a wipe is for.
+fn not_anothers(disk: &Disk, seen: &Sight, go: &BootGo) -> Result<()> {
+    if !matches!(seen, Sight::State(_)) {
+        return Ok(());
+    }
+    match wait_partition(&disk.name).and_then(|partition| peek(&partition)) {
+        Ok(Some(stamp)) => judge(disk, &stamp, go),
+        Ok(None) | Err(_) => Ok(()),
+    }
 }
 
 fn judge(disk: &Disk, stamp: &Stamp, go: &BootGo) -> Result<()> {
@@ -218,7 +260,7 @@ fn make(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo, seen:
         if look(device, sector)? != *seen {
             bail!("{} changed while the server was asked", device.display());
         }
-        write_table(device, sector, PARTITION_UNFINISHED)?;
+        write_table(device, sector, &choice::names(go).0)?;
     }
     reread_table(device)?;
     let partition = wait_partition(&disk.name)?;
@@ -228,7 +270,7 @@ fn make(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo, seen:
     let stamped = stamp(&target, go);
     mount::unmount_below(&target);
     stamped?;
-    rename_partition(device, sector, PARTITION)?;
+    rename_partition(device, sector, &choice::names(go).1)?;
     reread_table(device)
 }
 
@@ -238,7 +280,10 @@ fn finish(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo) -> 
     let Ok(partition) = wait_partition(&disk.name) else { return Ok(false) };
     let Ok(Some(stamp)) = peek(&partition) else { return Ok(false) };
     judge(disk, &stamp, go)?;
-    rename_partition(device, sector, PARTITION)?;
+    if !choice::is_made(&stamp, go) {
+        return Ok(false);
+    }
+    rename_partition(device, sector, &choice::names(go).1)?;
     reread_table(device)?;
     Ok(true)
 }
@@ -347,6 +392,7 @@ fn wait_partition(disk: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::choice::{PARTITION, PARTITION_UNFINISHED};
     use super::*;
     use sha2::Digest;
     use std::io::Write;
@@ -363,13 +409,15 @@ mod tests {
             let disk = image(bytes);
             assert_eq!(look(disk.path(), sector).unwrap(), Sight::Blank);
             write_table(disk.path(), sector, PARTITION_UNFINISHED).unwrap();
-            assert_eq!(look(disk.path(), sector).unwrap(), Sight::Unfinished);
+            assert_eq!(look(disk.path(), sector).unwrap(), Sight::Unfinished(None));
             rename_partition(disk.path(), sector, PARTITION).unwrap();
-            assert_eq!(look(disk.path(), sector).unwrap(), Sight::State);
+            assert_eq!(look(disk.path(), sector).unwrap(), Sight::State(None));
+            rename_partition(disk.path(), sector, &format!("{PARTITION} 0a1b2c3d")).unwrap();
+            assert_eq!(look(disk.path(), sector).unwrap(), Sight::State(Some("0a1b2c3d".into())));
             // The table survives the loss of its first copy.
             let mut file = OpenOptions::new().write(true).open(disk.path()).unwrap();
             file.write_all(&vec![0; 64 * 1024]).unwrap();
-            assert_eq!(look(disk.path(), sector).unwrap(), Sight::State);
+            assert_eq!(look(disk.path(), sector).unwrap(), Sight::State(Some("0a1b2c3d".into())));
             // And without either copy it is nobody's, but not blank: a file system may be there.
             file.seek(SeekFrom::Start(1080)).unwrap();
             file.write_all(&[0x53, 0xef]).unwrap();

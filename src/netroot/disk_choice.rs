@@ -3,10 +3,11 @@
 //!
 //! A state disk of ours is a GPT with one partition named [`PARTITION`] that holds an ext4 with a
 //! [`Stamp`]. While it is made the partition is named [`PARTITION_UNFINISHED`]: such a disk never
-//! held state and may be made again. Labels of file systems are never looked at: two disks may
-//! carry the same.
+//! held state and may be made again. A disk that an order wiped bears the order's id behind that
+//! name, from the first byte that is written on: what bears it is not wiped by that order again.
+//! Labels of file systems are never looked at: two disks may carry the same.
 
-use crate::ledger::message::{BootGo, Disk};
+use crate::ledger::message::{BootGo, BootOrder, Disk, DiskAnswer, Disks};
 use crate::site::DiskMatch;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,8 @@ use serde::{Deserialize, Serialize};
 pub const PARTITION: &str = "kiln-state";
 /// Its name until the stamp is durable.
 pub const PARTITION_UNFINISHED: &str = "kiln-state-new";
+/// Longest id that goes into a partition's name: a GPT has 36 characters for it.
+const ORDER_MAX_CHARS: usize = 16;
 /// So much at the start and at the end of a disk must be zero for it to be blank.
 pub const PROBE_BYTES: usize = 1 << 20;
 /// A smaller disk is no state disk.
@@ -25,12 +28,27 @@ pub struct Stamp {
     pub cluster: String,
     pub site_id: String,
     pub node: String,
+    /// The order that the disk was made by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
 }
 
 impl Stamp {
     pub fn of(go: &BootGo) -> Stamp {
-        Stamp { cluster: go.cluster.clone(), site_id: go.site_id.clone(), node: go.node.clone() }
+        let order = wipe_of(go).map(|o| o.id.clone());
+        Stamp { cluster: go.cluster.clone(), site_id: go.site_id.clone(), node: go.node.clone(), order }
     }
+}
+
+/// The order of this boot, if it wipes.
+fn wipe_of(go: &BootGo) -> Option<&BootOrder> {
+    go.order.as_ref().filter(|o| o.disks == Disks::Wipe)
+}
+
+/// The partition's name while a disk is made, and when it is finished, by this boot.
+pub fn names(go: &BootGo) -> (String, String) {
+    let mark = wipe_of(go).map(|o| format!(" {}", o.id)).unwrap_or_default();
+    (format!("{PARTITION_UNFINISHED}{mark}"), format!("{PARTITION}{mark}"))
 }
 
 /// The one disk that every given field matches; else what is wrong, with the disks there are.
@@ -76,10 +94,10 @@ pub fn list(disks: &[Disk]) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sight {
     Blank,
-    /// Making it was granted once and not finished.
-    Unfinished,
+    /// Making it was granted once and not finished; with the mark of the order that made it.
+    Unfinished(Option<String>),
     /// A finished state disk; its stamp says whose.
-    State,
+    State(Option<String>),
     /// Somebody's data, named.
     Other(String),
 }
@@ -87,17 +105,81 @@ pub enum Sight {
 /// Judges a disk by its first and last [`PROBE_BYTES`] and by the names in its partition table,
 /// where one could be read.
 pub fn sight(head: &[u8], tail: &[u8], partitions: Option<&[String]>) -> Sight {
-    match partitions {
-        Some([name]) if name == PARTITION => return Sight::State,
-        Some([name]) if name == PARTITION_UNFINISHED => return Sight::Unfinished,
-        Some(names) => return Sight::Other(format!("a GPT with partitions {names:?}")),
-        None => {}
+    if let Some(names) = partitions {
+        let marked = |name: &str| if let [only] = names { marked(only, name) } else { None };
+        return match (marked(PARTITION), marked(PARTITION_UNFINISHED)) {
+            (Some(mark), _) => Sight::State(mark),
+            (_, Some(mark)) => Sight::Unfinished(mark),
+            (None, None) => Sight::Other(format!("a GPT with partitions {names:?}")),
+        };
     }
     if head.iter().chain(tail).all(|b| *b == 0) {
         return Sight::Blank;
     }
     let found: Vec<&str> = SIGNATURES.iter().filter(|s| s.on(head, tail)).map(|s| s.what).collect();
     Sight::Other(if found.is_empty() { "data of an unknown kind".into() } else { found.join(", ") })
+}
+
+/// The mark behind a partition's name; the outer `None`: it has another name.
+fn marked(partition: &str, name: &str) -> Option<Option<String>> {
+    match partition.strip_prefix(name)? {
+        "" => Some(None),
+        rest => {
+            let mark = rest.strip_prefix(' ')?;
+            let good = (1..=ORDER_MAX_CHARS).contains(&mark.len()) && mark.bytes().all(|b| b.is_ascii_alphanumeric());
+            good.then(|| Some(mark.to_string()))
+        }
+    }
+}
+
+/// What is to be done with the disk that was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Todo {
+    /// It holds this node's state, or another's: its stamp tells.
+    Use,
+    /// It was not finished: only its name may be missing; else it is made again, as [`Todo::Ask`] or
+    /// [`Todo::Begin`] would.
+    Finish,
+    /// Make it, if the server says so.
+    Ask,
+    /// The order wipes it, if the server says so once more; told what lies on it.
+    Begin(String),
+    Hold(String),
+}
+
+/// Judges what was seen on the disk by what this boot may do.
+pub fn todo(seen: &Sight, go: &BootGo) -> Todo {
+    let Some(order) = wipe_of(go) else {
+        return match seen {
+            Sight::State(_) => Todo::Use,
+            Sight::Unfinished(_) => Todo::Finish,
+            Sight::Blank => Todo::Ask,
+            Sight::Other(found) => Todo::Hold(format!("holds {found}; it is left as it is")),
+        };
+    };
+    let ours = |mark: &Option<String>| mark.as_ref() == Some(&order.id);
+    match seen {
+        Sight::State(mark) if ours(mark) => Todo::Use,
+        Sight::Unfinished(mark) if ours(mark) => Todo::Finish,
+        Sight::State(_) => Todo::Begin("a state disk".into()),
+        // Such a disk never held state.
+        Sight::Unfinished(_) | Sight::Blank => Todo::Begin("blank".into()),
+        Sight::Other(found) => Todo::Begin(found.clone()),
+    }
+}
+
+/// Whether the server's leave to wipe is for this boot's order.
+pub fn judge_answer(answer: &DiskAnswer, order: &str) -> Result<(), String> {
+    match &answer.order {
+        Some(of) if of == order => Ok(()),
+        of => Err(format!("the server's answer is about order {of:?}, this boot goes by {order}")),
+    }
+}
+
+/// Whether an unfinished disk lacks only its name: what was made under this boot's order has its
+/// stamp; an older stamp is what the wipe was to take away.
+pub fn is_made(stamp: &Stamp, go: &BootGo) -> bool {
+    stamp.order == wipe_of(go).map(|o| o.id.clone())
 }
 
 /// Bytes that a format always has at one place.
@@ -220,8 +302,13 @@ mod tests {
             (512, b"EFI PART", None, "a damaged GPT"),
             (510, &[0x55, 0xaa], None, "an MBR or a boot sector"),
             (777, b"x", None, "data of an unknown kind"),
-            (0, b"", names(&["kiln-state"]), "State"),
-            (0, b"", names(&["kiln-state-new"]), "Unfinished"),
+            (0, b"", names(&["kiln-state"]), "State(None)"),
+            (0, b"", names(&["kiln-state-new"]), "Unfinished(None)"),
+            (0, b"", names(&["kiln-state 0a1b2c3d"]), "State(Some(\"0a1b2c3d\"))"),
+            (0, b"", names(&["kiln-state-new 0a1b2c3d"]), "Unfinished(Some(\"0a1b2c3d\"))"),
+            (0, b"", names(&["kiln-state a b"]), "a GPT with partitions"),
+            (0, b"", names(&["kiln-state "]), "a GPT with partitions"),
+            (0, b"", names(&["kiln-stately"]), "a GPT with partitions"),
             (0, b"", names(&["kiln-state", "data"]), "a GPT with partitions"),
             (0, b"", names(&[]), "a GPT with partitions []"),
         ] {
@@ -240,8 +327,51 @@ mod tests {
             site_id: site_id.into(),
             credential: None,
             state: StateOrder::Volatile,
+            order: None,
             now_ms: 0,
         }
+    }
+
+    #[test]
+    fn only_a_wipe_order_that_left_no_mark_yet_begins() {
+        let (none, mark) = (None, Some("0a1b2c3d".to_string()));
+        let other = Some("ffffffff".to_string());
+        let seen = [
+            Sight::Blank,
+            Sight::Unfinished(none.clone()),
+            Sight::Unfinished(mark.clone()),
+            Sight::Unfinished(other.clone()),
+            Sight::State(none),
+            Sight::State(mark),
+            Sight::State(other),
+            Sight::Other("xfs".into()),
+        ];
+        let words = |order: Option<Disks>| -> Vec<String> {
+            let order = order.map(|disks| BootOrder { id: "0a1b2c3d".into(), disks });
+            let go = BootGo { order, ..go("a", "n1") };
+            seen.iter().map(|s| format!("{:?}", todo(s, &go))).collect()
+        };
+        let as_ever =
+            ["Ask", "Finish", "Finish", "Finish", "Use", "Use", "Use", "Hold(\"holds xfs; it is left as it is\")"];
+        assert_eq!(words(None), as_ever);
+        assert_eq!(words(Some(Disks::Keep)), as_ever);
+        let (blank, state) = ("Begin(\"blank\")", "Begin(\"a state disk\")");
+        let wipes = [blank, blank, "Finish", blank, state, "Use", state, "Begin(\"xfs\")"];
+        assert_eq!(words(Some(Disks::Wipe)), wipes);
+    }
+
+    #[test]
+    fn an_old_stamp_on_a_disk_that_is_being_wiped_finishes_nothing() {
+        let order = |id: &str, disks| BootGo { order: Some(BootOrder { id: id.into(), disks }), ..go("a", "n1") };
+        let (wiping, keeping, plain) = (order("0a1b2c3d", Disks::Wipe), order("0a1b2c3d", Disks::Keep), go("a", "n1"));
+        let (old, new) = (Stamp::of(&plain), Stamp::of(&wiping));
+        assert!(!is_made(&old, &wiping) && is_made(&new, &wiping));
+        assert!(!is_made(&Stamp::of(&order("ffffffff", Disks::Wipe)), &wiping));
+        assert!(is_made(&old, &keeping) && is_made(&old, &plain));
+        assert_eq!(names(&plain), ("kiln-state-new".into(), "kiln-state".into()));
+        assert_eq!(names(&keeping).1, "kiln-state");
+        assert_eq!(names(&wiping), ("kiln-state-new 0a1b2c3d".into(), "kiln-state 0a1b2c3d".into()));
+        assert!(names(&wiping).0.len() <= 36);
     }
 
     #[test]

@@ -150,7 +150,15 @@ impl Boot {
         };
         let url = format!("https://{}/v1/boot", cmdline.tls());
         match json::post(&pinned(cmdline)?, &url, &request)? {
-            BootAnswer::Hold { reason, retry_secs } => Err(Held { reason, retry_secs }.into()),
+            BootAnswer::Hold { reason, restart: true, .. } => {
+                self.console.say(&format!("restarts: {reason}"));
+                std::thread::sleep(PAUSE_FIRST);
+                match nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_AUTOBOOT) {
+                    Ok(never) => match never {},
+                    Err(e) => Err(e).context("restarting the machine"),
+                }
+            }
+            BootAnswer::Hold { reason, retry_secs, .. } => Err(Held { reason, retry_secs }.into()),
             BootAnswer::Go(mut go) => {
                 go.credential = go.credential.or(self.credential.take());
                 self.credential = go.credential.clone();
@@ -224,7 +232,11 @@ impl Boot {
                 modules.as_mut().map(|m| m.pass());
             }
         };
-        let mut ask = |disk: &Disk, found: &str| -> Result<DiskAnswer> {
+        let mut ask = |disk: &Disk, ask: disk::Ask| -> Result<DiskAnswer> {
+            let (route, found) = match ask {
+                disk::Ask::Make => ("disk".to_string(), "blank"),
+                disk::Ask::Begin { order, found } => (format!("orders/{order}/begin"), found),
+            };
             let request = DiskRequest {
                 node: go.node.clone(),
                 boot_id: boot_id()?,
@@ -232,7 +244,7 @@ impl Boot {
                 disk: disk.clone(),
                 found: found.into(),
             };
-            json::post(&client, &format!("https://{}/v1/disk", cmdline.tls()), &request)
+            json::post(&client, &format!("https://{}/v1/{route}", cmdline.tls()), &request)
         };
         disk::attach(go, want, target, &mut pass, &mut ask, &mut |text| console.say(text))
     }

@@ -19,6 +19,12 @@ pub struct Machine {
     pub key: u32,
     /// The generation that the disk remembers.
     pub kept: Option<u64>,
+    /// The order that the disk bears the mark of.
+    pub mark: Option<String>,
+    /// Nothing is on the disk.
+    pub blank: bool,
+    /// The order that this boot goes by.
+    pub order: Option<String>,
     /// A question whose answer did not come, by seeded system.
     pub asked: Vec<bool>,
     /// By seeded system.
@@ -66,6 +72,9 @@ impl Machine {
             boots: 0,
             key: 0,
             kept: None,
+            mark: None,
+            blank: true,
+            order: None,
             asked: vec![false; seeded],
             stores: vec![Store::default(); seeded],
             cert: None,
@@ -79,18 +88,18 @@ impl Machine {
     }
 
     pub fn boot(&mut self) {
-        (self.on, self.boots, self.registers) = (true, self.boots + 1, 0);
+        (self.on, self.boots, self.registers, self.order) = (true, self.boots + 1, 0, None);
         self.clock = base_ms(self.boots);
     }
 
     /// All that is in memory is gone.
     pub fn power_off(&mut self) {
-        (self.on, self.cert, self.refused, self.run) = (false, None, false, None);
+        (self.on, self.cert, self.refused, self.run, self.order) = (false, None, false, None, None);
         self.steps.clear();
     }
 
     pub fn wipe(&mut self) {
-        (self.key, self.kept) = (self.key + 1, None);
+        (self.key, self.kept, self.mark, self.blank) = (self.key + 1, None, None, true);
         self.asked.iter_mut().for_each(|asked| *asked = false);
         self.stores.iter_mut().for_each(|store| *store = Store::default());
     }
@@ -124,6 +133,7 @@ impl Machine {
     /// What the agent does with the answer of its register.
     pub fn registered(&mut self, systems: &[System], generation: u64, print: Digest) {
         (self.cert, self.kept, self.refused) = (Some(Cert { print, generation }), Some(generation), false);
+        self.blank = false;
         self.registers += 1;
         match &mut self.run {
             None => self.restart_agent(systems),
@@ -153,7 +163,15 @@ impl Machine {
         let run = self.run.as_mut()?;
         let (phase, detail, systems) = run.node.report();
         let seq = run.said.as_ref().map_or(0, |r| r.seq);
-        let report = Report { phase, detail, systems, leaving: false, seq, running: run.node.running_steps() };
+        let report = Report {
+            phase,
+            detail,
+            systems,
+            leaving: false,
+            seq,
+            running: run.node.running_steps(),
+            order: self.order.clone(),
+        };
         if run.said.as_ref() == Some(&report) {
             return Some(report);
         }

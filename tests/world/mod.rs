@@ -15,8 +15,10 @@ pub mod server;
 
 use kiln::image::id::Digest;
 use kiln::join::node::{Action, Job, Outcome};
+use kiln::ledger::answer;
+use kiln::ledger::decide::{self, Boot};
 use kiln::ledger::event::UsedImage;
-use kiln::ledger::message::{Data, Report, Verdict};
+use kiln::ledger::message::{BootRequest, Data, Disk, DiskRequest, Disks, Report, SESSION_DEAD_SECS, Verdict};
 use kiln::ledger::state::State;
 use kiln::ledger::{Command, Event, Refusal};
 use kiln::recipe::System;
@@ -74,6 +76,8 @@ pub struct World {
     pub done: Arc<BTreeSet<String>>,
     /// A message on its way: (sender, its generation, what it says).
     pub late: Vec<Late>,
+    /// How often each order has wiped a disk.
+    pub wiped: Vec<(String, u8)>,
     /// Old messages may change something: what comes of it is to be seen.
     pub lax: bool,
     /// What must never happen, happened.
@@ -108,6 +112,15 @@ impl Fixed {
     pub fn index(&self, name: &str) -> usize {
         self.names.iter().position(|n| n == name).expect("a node of the world")
     }
+}
+
+/// Where the power goes during a boot by an order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cut {
+    /// The wipe was let through, and did not begin.
+    Granted,
+    /// The disk is made and marked, and nothing has registered.
+    Wiped,
 }
 
 /// How a message fares.
@@ -167,6 +180,7 @@ impl World {
             fixed: Arc::new(fixed),
             done: Arc::default(),
             late: vec![],
+            wiped: vec![],
             lax: false,
             violation: None,
         }
@@ -198,9 +212,136 @@ impl World {
         &mut Arc::make_mut(&mut self.processes)[s]
     }
 
-    /// The machine is powered on and asks for its boot.
-    pub fn boot(&mut self, n: usize) {
+    /// The machine is powered on and asks for its boot; `false`: it is held, as good as off.
+    pub fn boot(&mut self, n: usize, cut: Option<Cut>, now: u64) -> bool {
         self.machine(n).boot();
+        let ordered = self.server.state.node(&self.fixed.names[n]).open_order().is_some();
+        if self.machines[n].cut || !ordered {
+            return cut.is_none();
+        }
+        let goes = self.boot_by_order(n, cut, now);
+        if !goes {
+            self.power_off(n, false);
+        }
+        goes
+    }
+
+    /// What the initramfs does when an order is open: `/v1/boot`, and for a wipe
+    /// `/v1/orders/<id>/begin`, unless the disk bears the order's mark.
+    fn boot_by_order(&mut self, n: usize, cut: Option<Cut>, now: u64) -> bool {
+        let name = self.fixed.names[n].clone();
+        let Some(entry) = self.server.state.site_node(&name).cloned() else { return false };
+        let boot_id = Machine::boot_id(n, self.machines[n].boots);
+        let (source, credential) = (entry.address, format!("secret of {boot_id}"));
+        let request = BootRequest {
+            mac: entry.macs[0],
+            uuid: None,
+            boot_id: boot_id.clone(),
+            image: Digest([7; 32]),
+            version: String::new(),
+            disks: vec![],
+        };
+        let asked = Boot {
+            request: request.clone(),
+            source,
+            leased: None,
+            authoritative: true,
+            credential: credential.clone(),
+        };
+        if self.server.command(&Command::Boot(Box::new(asked)), now).is_err() {
+            return false;
+        }
+        let Some(go) = answer::boot(&self.server.state, &name, &request, &credential, 0) else { return false };
+        let Some(order) = go.order else { return cut.is_none() };
+        self.machine(n).order = Some(order.id.clone());
+        if order.disks == Disks::Keep || self.machines[n].mark.as_ref() == Some(&order.id) {
+            return cut.is_none();
+        }
+        let found = if self.machines[n].blank { decide::BLANK } else { "a state disk" };
+        let request = DiskRequest {
+            node: name,
+            boot_id,
+            credential: go.credential,
+            disk: Disk { name: "vda".into(), serial: Some("S".into()), wwn: None, size: 1 },
+            found: found.into(),
+        };
+        let begin = Command::Begin { order: order.id.clone(), request, source };
+        if self.server.command(&begin, now).is_err() {
+            return false;
+        }
+        if cut == Some(Cut::Granted) {
+            self.power_off(n, false);
+            return true;
+        }
+        self.wipe_by_order(n, &order.id);
+        if cut == Some(Cut::Wiped) {
+            self.power_off(n, false);
+        }
+        true
+    }
+
+    /// The order takes what the disk holds, and leaves its mark.
+    fn wipe_by_order(&mut self, n: usize, id: &str) {
+        let me = self.fixed.names[n].clone();
+        for s in 0..self.fixed.seeded.len() {
+            let held = self.machines[n].stores[s].clone();
+            let as_new = |m: &Arc<Machine>| m.stores[s].lineage == held.lineage && m.stores[s].seqno >= held.seqno;
+            let copied = self.machines.iter().enumerate().any(|(other, m)| other != n && as_new(m));
+            // What the operator has given up is nobody's any more.
+            let lineage = self.server.state.cluster.formation(&self.fixed.seeded[s]).lineage.clone();
+            let counts = lineage == Some(process::name(held.lineage)) && !self.is_given_up(n, s);
+            if !held.is_blank() && !copied && !self.is_reset(s) && counts {
+                let what =
+                    format!("order {id} wipes {} on {me}, of which there is no other copy", self.fixed.seeded[s]);
+                self.violate(what);
+            }
+        }
+        if !self.machines[n].blank {
+            match self.wiped.iter_mut().find(|(order, _)| order == id) {
+                Some((_, times)) => *times += 1,
+                None => self.wiped.push((id.into(), 1)),
+            }
+            if self.wiped.iter().any(|(_, times)| *times > 1) {
+                self.violate(format!("order {id} wipes the disk of {me} a second time"));
+            }
+        }
+        let marks = self.server.mutation != server::Mutation::NoMark;
+        let machine = self.machine(n);
+        machine.wipe();
+        (machine.mark, machine.blank) = (marks.then(|| id.to_string()), false);
+    }
+
+    /// The agent was told that an order waits: the node leaves in order, and is off until it boots.
+    fn restart(&mut self, n: usize, now: u64) {
+        let me = self.fixed.names[n].clone();
+        for s in 0..self.fixed.seeded.len() {
+            let system = self.fixed.seeded[s].clone();
+            let members = self.server.state.cluster.formation(&system).members.clone();
+            if !members.contains(&me) {
+                continue;
+            }
+            // Of one that said a moment ago that it serves nobody can know that it is gone.
+            let said = |m: &String| {
+                let left = self.server.state.node(m).session.as_ref().is_none_or(|s| s.left);
+                let lately = |at_ms: u64| now.saturating_sub(at_ms) < SESSION_DEAD_SECS * 1000;
+                let report = self.server.live.heard.get(m).filter(|h| lately(h.at_ms) && !left);
+                report.and_then(|h| h.report.as_ref()).is_some_and(|r| r.lineages.contains_key(&system))
+            };
+            let counts = |m: &String| *m != me && (self.processes[s].serves(self.fixed.index(m)) || said(m));
+            let (left, majority) = (members.iter().filter(|m| counts(m)).count(), members.len() / 2 + 1);
+            if left < majority {
+                let all = members.len();
+                self.violate(format!("{me} restarts by order, which leaves {left} of {all} members of {system}"));
+            }
+        }
+        for s in 0..self.fixed.seeded.len() {
+            self.stop(s, n, true);
+        }
+        if let (Some(report), Some(cert)) = (self.report_of(n), self.machines[n].cert.clone()) {
+            let report = Report { leaving: true, seq: report.seq + 1, ..report };
+            let _ = self.send(n, Command::Report { fingerprint: cert.print, report }, Fate::Good, now);
+        }
+        self.power_off(n, false);
     }
 
     /// The power goes; a wiped one has a blank disk from then on.
@@ -527,6 +668,11 @@ impl World {
     /// was said.
     pub fn operator(&mut self, now: u64) -> bool {
         let before = self.server.state.rev;
+        // An order that gets nowhere is taken back.
+        for (id, node) in self.server.state.open_orders.clone() {
+            let failed = self.server.state.node(&node).open_order().is_some_and(|o| o.begun.is_some());
+            let _ = self.server.command(&Command::Cancel { order: id, failed }, now);
+        }
         let cluster = &self.server.state.cluster;
         if !cluster.genesis || cluster.behind.is_some() || cluster.unvouched.is_some() {
             let _ = self.server.command(&Command::Adopt, now);
@@ -598,9 +744,13 @@ impl World {
             let peers = self.server.peers(&self.fixed.names[n], now);
             let stand_down = self.server.stand_down(&self.fixed.names[n], now);
             let clock = self.machines[n].clock;
+            let restart = self.server.restart_for(&self.fixed.names[n], now);
             if let Some(run) = &mut self.machine(n).run {
                 run.node.set_peers(&peers);
                 run.node.stand_down(&stand_down, clock);
+            }
+            if restart.is_some() && restart != self.machines[n].order {
+                self.restart(n, now);
             }
         }
     }

@@ -21,6 +21,10 @@ pub enum Mutation {
     SilentIsOff,
     /// A message counts whatever generation it is of.
     AnyGeneration,
+    /// Every order is given as if the operator had forced it, and given up all data.
+    NoGate,
+    /// A disk that an order wiped does not bear its mark.
+    NoMark,
 }
 
 #[derive(Clone)]
@@ -120,6 +124,11 @@ impl Server {
         decide::stand_down(&self.state, &self.live, node, now)
     }
 
+    /// The same.
+    pub fn restart_for(&self, node: &str, now: u64) -> Option<String> {
+        decide::restart(&self.state, &self.live, node, now).and_then(|r| r.ok())
+    }
+
     /// The server's process is started again.
     pub fn restart(&mut self, doubt: Option<&str>, started: u64, now: u64) {
         self.live = Arc::new(Live::new(started));
@@ -196,16 +205,25 @@ impl Server {
                     node.fenced = Some(node.generation);
                 }
             }
-            Mutation::None | Mutation::AnyGeneration => return Cow::Borrowed(&self.state),
+            Mutation::None | Mutation::AnyGeneration | Mutation::NoGate | Mutation::NoMark => {
+                return Cow::Borrowed(&self.state);
+            }
         }
         Cow::Owned(state)
     }
 
     fn mutate_command<'a>(&self, command: &'a Command) -> Cow<'a, Command> {
-        if self.mutation != Mutation::AnyGeneration {
+        if !matches!(self.mutation, Mutation::AnyGeneration | Mutation::NoGate) {
             return Cow::Borrowed(command);
         }
         let mut command = command.clone();
+        if let (Mutation::NoGate, Command::Reimage(order)) = (self.mutation, &mut command) {
+            order.risk.force = Some("planted".into());
+            order.risk.destroy = self.state.seeded().keys().map(|s| s.to_string()).collect();
+        }
+        if self.mutation != Mutation::AnyGeneration {
+            return Cow::Owned(command);
+        }
         if let Command::Claim { fingerprint, .. }
         | Command::Report { fingerprint, .. }
         | Command::Done { fingerprint, .. } = &mut command

@@ -114,7 +114,7 @@ impl Nodes {
         let changed = || "the site was changed meanwhile".to_string();
         let site = state.site.as_ref().ok_or_else(changed)?;
         let node = chosen.node.as_ref().and_then(|n| state.site_node(n)).ok_or_else(changed)?;
-        let image = state.image_of(&node.role).ok_or_else(changed)?;
+        let image = state.image_for(node).ok_or_else(changed)?;
         let last = state.machines.get(&place.mac).and_then(|m| m.answers.get(&Asked::Script));
         let boot = script::Boot {
             node,

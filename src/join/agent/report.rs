@@ -93,6 +93,9 @@ impl Shared {
                     if !answer.stand_down.is_empty() {
                         let _ = events.send(Event::StandDown(answer.stand_down));
                     }
+                    if let Some(order) = answer.restart {
+                        let _ = events.send(Event::Restart(order));
+                    }
                     // The same one again is one that failed.
                     if !answer.peers.is_empty() || said {
                         said = !answer.peers.is_empty();

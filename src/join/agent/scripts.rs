@@ -4,13 +4,14 @@
 use super::place::{RUN, secrets_dir, site_file};
 use crate::image::role::SYSTEMS_DIR;
 use crate::join::node::{Action, Job, Outcome};
-use crate::ledger::message::Data;
+use crate::ledger::message::{Data, GUESTS_MAX};
 use crate::sys::command;
 use anyhow::{Context, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Exit status of a script that wants to be asked again later (sysexits' EX_TEMPFAIL).
@@ -21,6 +22,7 @@ const UNIT_WAIT: Duration = Duration::from_secs(20);
 const STOP_WAIT: Duration = Duration::from_secs(300);
 const UNIT_POLL: Duration = Duration::from_millis(500);
 const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(60);
+const GUESTS_TIMEOUT: Duration = Duration::from_secs(20);
 /// Of a failing script's output, for the journal.
 const LOG_LINES: usize = 20;
 /// Of a reason.
@@ -35,11 +37,14 @@ pub struct Scripts {
     pub dir: PathBuf,
     /// Where finished steps of this boot are marked.
     pub done_dir: PathBuf,
+    /// By system, as its `list-guests` said at its last health.
+    guests: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
 }
 
 impl Scripts {
     pub fn new(node: &str, role: &str) -> Scripts {
-        Scripts { node: node.into(), role: role.into(), dir: SYSTEMS_DIR.into(), done_dir: Path::new(RUN).join("done") }
+        let (dir, done_dir) = (SYSTEMS_DIR.into(), Path::new(RUN).join("done"));
+        Scripts { node: node.into(), role: role.into(), dir, done_dir, guests: Arc::default() }
     }
 
     /// (system, step) pairs that were finished in this boot.
@@ -92,8 +97,38 @@ impl Scripts {
                 .unwrap_or(done("units are active")),
             Job::Health { units, timeout_secs } => {
                 let down = units.iter().map(|u| look(u)).find(|o| !matches!(o, Outcome::Done(_)));
-                down.unwrap_or_else(|| self.script(&action.system, "health", &[], Duration::from_secs(*timeout_secs)))
+                let health = || self.script(&action.system, "health", &[], Duration::from_secs(*timeout_secs));
+                let outcome = down.unwrap_or_else(health);
+                self.look_for_guests(&action.system);
+                outcome
             }
+        }
+    }
+
+    /// Who lives in a system, as was last seen.
+    pub fn guests(&self, system: &str) -> Vec<String> {
+        self.known_guests().get(system).cloned().unwrap_or_default()
+    }
+
+    fn known_guests(&self) -> MutexGuard<'_, BTreeMap<String, Vec<String>>> {
+        self.guests.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Asks a system that can have guests. One that cannot say now is believed its last word: guests
+    /// that are not seen are not known to be gone.
+    fn look_for_guests(&self, system: &str) {
+        let path = self.dir.join(system).join("list-guests");
+        if !path.is_file() {
+            return;
+        }
+        match command::run_ok(&mut self.line(system, &path), b"", GUESTS_TIMEOUT) {
+            Ok(output) => {
+                let text = output.text();
+                let names = text.lines().map(str::trim).filter(|l| !l.is_empty()).take(GUESTS_MAX);
+                let names = names.map(|n| n.chars().take(LINE_MAX_CHARS).collect()).collect();
+                self.known_guests().insert(system.into(), names);
+            }
+            Err(e) => eprintln!("{system}: listing guests: {e:#}"),
         }
     }
 
@@ -132,12 +167,9 @@ impl Scripts {
         self.script(system, "leave", &[], timeout)
     }
 
-    fn script(&self, system: &str, name: &str, extra: &[Extra], timeout: Duration) -> Outcome {
-        let path = self.dir.join(system).join(name);
-        if !path.is_file() {
-            return Outcome::Missing(format!("there is no script {}", path.display()));
-        }
-        let mut line = Command::new(&path);
+    /// The clean environment of every script.
+    fn line(&self, system: &str, path: &Path) -> Command {
+        let mut line = Command::new(path);
         line.env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", "/root")
@@ -146,6 +178,15 @@ impl Scripts {
             .env("KILN_SITE", site_file())
             .env("KILN_SECRETS", secrets_dir(system))
             .current_dir("/");
+        line
+    }
+
+    fn script(&self, system: &str, name: &str, extra: &[Extra], timeout: Duration) -> Outcome {
+        let path = self.dir.join(system).join(name);
+        if !path.is_file() {
+            return Outcome::Missing(format!("there is no script {}", path.display()));
+        }
+        let mut line = self.line(system, &path);
         for extra in extra {
             match extra {
                 Extra::Argument(argument) => line.arg(argument),
@@ -355,7 +396,8 @@ mod tests {
             fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        Scripts { node: "n1".into(), role: "infra".into(), dir: dir.join("systems"), done_dir: dir.join("done") }
+        let (dir, done_dir) = (dir.join("systems"), dir.join("done"));
+        Scripts { node: "n1".into(), role: "infra".into(), dir, done_dir, guests: Arc::default() }
     }
 
     fn perform(scripts: &Scripts, step: &str, timeout_secs: u64) -> Outcome {

@@ -2,13 +2,14 @@
 //! The rules are the threat table's (`docs/`); `tests.rs` has a row for each.
 
 use super::discovery::answered;
+use super::orders;
 use super::{Answer, Boot, Refusal, Why};
 use crate::image::id::Digest;
 use crate::ledger::event::{Asked, Event, UsedImage};
 use crate::ledger::identify::{Identity, identify};
 use crate::ledger::live::Live;
-use crate::ledger::message::DiskRequest;
-use crate::ledger::state::{Credential, Keeps, State, refused_key};
+use crate::ledger::message::{DiskRequest, Disks};
+use crate::ledger::state::{Credential, Keeps, NodeState, State, refused_key};
 use crate::ledger::text;
 use crate::site::Node;
 use std::collections::BTreeMap;
@@ -24,7 +25,7 @@ pub fn may_boot<'a>(state: &'a State, node: &Node) -> Result<&'a UsedImage, (&'s
     if let Some(reason) = &state.node(&node.name).held {
         return Err(("held", format!("node {} is held: {reason}", node.name)));
     }
-    let Some(image) = state.image_of(&node.role) else {
+    let Some(image) = state.image_for(node) else {
         let next = format!("kiln image use {} IMAGE", node.role);
         return Err(("no-image", format!("role {} has no image; next: {next}", node.role)));
     };
@@ -41,11 +42,20 @@ pub(super) fn boot(state: &State, live: &Live, boot: &Boot, now_ms: u64) -> Resu
         Ok(granted) => granted,
         Err((rule, reason)) => {
             let event = record(state, live, boot, node, rule, &format!("hold: {reason}"), now_ms);
-            return Err(Refusal::new(Why::Hold, reason).with(event));
+            let why = if rule == "other-order-image" { Why::Restart } else { Why::Hold };
+            return Err(Refusal::new(why, reason).with(event));
         }
     };
-    let answer = if minted.is_some() { "go, with a credential" } else { "go, with the key on its state disk" };
+    let known = node.as_ref().map(|n| state.node(n));
+    let order = known.as_ref().and_then(|k| orders::of_boot(k, boot.request.image));
+    let how = if minted.is_some() { "go, with a credential" } else { "go, with the key on its state disk" };
+    let answer = match order {
+        Some(o) => format!("{how}, by order {} (disks {})", o.order.id, o.order.disks.word()),
+        None => how.to_string(),
+    };
+    let answer = answer.as_str();
     let mut events: Vec<Event> = record(state, live, boot, node.clone(), rule, answer, now_ms).into_iter().collect();
+    events.extend(order.and_then(|o| orders::booted(o, &boot.request.boot_id)));
     let new = minted.filter(|c| node.as_ref().is_none_or(|n| state.node(n).credential.as_ref() != Some(c)));
     if let (Some(Credential { boot_id, hash, address }), Some(node)) = (new, node) {
         events.push(Event::CredentialMinted { node, boot_id, hash, address, rule: rule.into() });
@@ -74,6 +84,12 @@ fn grant(
     *found = Some(name.clone());
     let Some(node) = state.site_node(&name) else { return Err(("unknown-machine", format!("no node {name}"))) };
     let image = may_boot(state, node)?;
+    let known = state.node(&name);
+    if let Some(open) = known.open_order().filter(|_| request.image != image.id) {
+        let (id, this) = (&open.order.id, request.image.short());
+        let reason = format!("node {name} must boot {} by order {id}, this is {this}: restarts", image.id.short());
+        return Err(("other-order-image", reason));
+    }
     // The image may have been changed since this machine's script: what it was told to boot is fine.
     let told = state.machines.get(&request.mac).and_then(|m| m.answers.get(&Asked::Script)).and_then(|a| a.image);
     if request.image != image.id && told != Some(request.image) {
@@ -81,7 +97,6 @@ fn grant(
             format!("node {name} must boot {}, this is {}; restart it", image.id.short(), request.image.short());
         return Err(("other-image", reason));
     }
-    let known = state.node(&name);
     if known.boots.contains(&request.boot_id) {
         return Err((
             "boot-id-seen",
@@ -91,6 +106,11 @@ fn grant(
     let keeps = state.keeps(node).map_err(|reason| ("no-state-disk", reason))?;
     let rule = match keeps {
         _ if known.generation == 0 => "first-boot",
+        // Its own key is as good, and the old session may live.
+        Keeps::Disk(_) if keeps_under_order(&known) && live.session_lives(state, &name, now_ms) => {
+            return Ok(("state-key", None));
+        }
+        Keeps::Disk(_) if known.open_order().is_some() => "order",
         _ if known.approved => "approved",
         Keeps::Volatile => "session-dead",
         Keeps::Disk(_) => return Ok(("state-key", None)),
@@ -108,6 +128,10 @@ fn grant(
     let address = boot.source;
     let hash = credential_of(&boot.credential);
     Ok((rule, Some(Credential { boot_id: request.boot_id.clone(), hash, address })))
+}
+
+fn keeps_under_order(known: &NodeState) -> bool {
+    known.open_order().is_some_and(|o| o.order.disks == Disks::Keep)
 }
 
 /// The addresses that are that card's: leased or reserved to it; where kiln leases none, the one

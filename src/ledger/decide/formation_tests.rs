@@ -169,11 +169,13 @@ impl World {
                     reason: String::new(),
                     lineage: Some(lineage.to_string()),
                     stranded: false,
+                    guests: vec![],
                 })
                 .collect(),
             leaving: false,
             seq: self.seq,
             running: running.iter().map(|s| RunningStep { system: "db".into(), step: s.to_string() }).collect(),
+            order: None,
         };
         self.run(Command::Report { fingerprint: self.fingerprint(node), report }).unwrap()
     }
@@ -640,6 +642,7 @@ fn who_is_cut_off_stands_down_so_that_the_dark_can_end() {
             reason: "the others are missing".into(),
             lineage: None,
             stranded: true,
+            guests: vec![],
         };
         let report = Report {
             phase: Phase::Join,
@@ -648,6 +651,7 @@ fn who_is_cut_off_stands_down_so_that_the_dark_can_end() {
             leaving: false,
             seq: w.seq,
             running: vec![],
+            order: None,
         };
         w.run(Command::Report { fingerprint: w.fingerprint(node), report }).unwrap();
         stand_down(&w.state, &w.live, node, w.now)
@@ -774,6 +778,7 @@ fn a_report_that_was_overtaken_says_nothing_new() {
         leaving,
         seq,
         running: vec![],
+        order: None,
     };
     let fingerprint = w.fingerprint("n1");
     let of = |report| Command::Report { fingerprint, report };

@@ -7,7 +7,11 @@ mod cluster;
 mod discovery;
 #[cfg(test)]
 mod formation_tests;
+pub mod gate;
 mod operator;
+#[cfg(test)]
+mod order_tests;
+mod orders;
 mod register;
 mod report;
 mod step;
@@ -18,15 +22,19 @@ pub use boot::{credential_of, may_boot};
 pub use claim::{claim, stand_down, verdict};
 pub use cluster::ranks;
 pub use operator::{MachineId, site_diff};
+pub use orders::{BLANK, restart};
 pub use register::{Admitted, Shown, check as check_register};
 pub use step::peers;
 
 use super::event::{Asked, Event, UsedImage};
 use super::live::Live;
-use super::message::{BootRequest, ClaimRequest, DiskRequest, DoneRequest, PhaseReport, RegisterRequest, Report};
+use super::message::{
+    BootRequest, ClaimRequest, DiskRequest, Disks, DoneRequest, PhaseReport, RegisterRequest, Report,
+};
 use super::state::{NodeState, State};
 use crate::image::id::{Digest, ImageId};
-use crate::site::{Mac, Site, Uuid};
+use crate::site::{DiskMatch, Mac, Site, Uuid};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -106,6 +114,76 @@ pub enum Command {
     Fence {
         node: String,
     },
+    Reimage(Box<Reimage>),
+    /// `failed`: it was under way and will not get ready.
+    Cancel {
+        order: String,
+        failed: bool,
+    },
+    /// Time went by; the only command that looks at the wall clock.
+    Expire {
+        wall_ms: u64,
+    },
+    /// `POST /v1/orders/<id>/begin`.
+    Begin {
+        order: String,
+        request: DiskRequest,
+        source: Ipv4Addr,
+    },
+    Replace(Box<Replace>),
+    Remove {
+        node: String,
+        risk: Risk,
+    },
+}
+
+/// What the operator takes upon himself, and who he is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Risk {
+    /// For people: whoever may open the socket may say any name.
+    #[serde(default)]
+    pub giver: String,
+    /// A quorum may break, for this reason.
+    #[serde(default)]
+    pub force: Option<String>,
+    /// Systems whose last copy of data may be destroyed.
+    #[serde(default)]
+    pub destroy: Vec<String>,
+    #[serde(default)]
+    pub lose_guests: bool,
+}
+
+/// An order that is asked for.
+#[derive(Clone, Debug)]
+pub struct Reimage {
+    /// Eight random hexadecimal digits.
+    pub id: String,
+    pub node: String,
+    /// `None`: what the node boots anyway.
+    pub image: Option<ChosenImage>,
+    pub disks: Disks,
+    /// Wall clock, Unix milliseconds.
+    pub expires_ms: u64,
+    pub risk: Risk,
+}
+
+/// An image that was looked up.
+#[derive(Clone, Debug)]
+pub struct ChosenImage {
+    pub image: UsedImage,
+    pub release: String,
+    pub role: String,
+}
+
+/// Other hardware for a node.
+#[derive(Clone, Debug)]
+pub struct Replace {
+    pub node: String,
+    /// None: its cards stay.
+    pub macs: Vec<Mac>,
+    /// `None`: its disk stays, in this chassis or another.
+    pub disk: Option<DiskMatch>,
+    pub risk: Risk,
 }
 
 /// A decision of `pxe::choose` to be recorded.
@@ -162,6 +240,8 @@ pub enum Why {
     Refused,
     /// Not now: the machine shows the reason and asks again.
     Hold,
+    /// The same, and only a restart helps.
+    Restart,
     /// The state moved between issuing a certificate and the decision: try again.
     Raced,
 }
@@ -246,5 +326,11 @@ fn rule(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Ve
             cluster::recover(state, live, system, from, *accept_loss, now_ms)
         }
         Command::Fence { node } => cluster::fence(state, live, node, now_ms),
+        Command::Reimage(asked) => orders::give(state, live, asked, now_ms),
+        Command::Cancel { order, failed } => orders::cancel(state, order, *failed),
+        Command::Expire { wall_ms } => Ok(orders::expire(state, *wall_ms)),
+        Command::Begin { order, request, source } => orders::begin(state, live, order, request, *source, now_ms),
+        Command::Replace(asked) => orders::replace(state, live, asked, now_ms),
+        Command::Remove { node, risk } => orders::remove(state, live, node, risk, now_ms),
     }
 }

@@ -76,6 +76,11 @@ pub(super) fn apply_site(
             let reason = format!("node {} cannot leave the site while its session lives or may live", node.name);
             return Err(Refusal::new(Why::Refused, reason));
         }
+        let ordered = state.open_orders.iter().find(|(_, node)| !site.nodes.iter().any(|n| n.name == **node));
+        if let Some((id, node)) = ordered {
+            let reason = format!("node {node} cannot leave the site with the open order {id}");
+            return Err(Refusal::new(Why::Refused, format!("{reason}; next: kiln node cancel {id}")));
+        }
     }
     arguments(site.nodes.iter().flat_map(|n| &n.cmdline))?;
     if state.site.as_deref() != Some(site) {
@@ -103,6 +108,22 @@ pub(super) fn use_image(
     if !known {
         return Err(Refusal::new(Why::NotFound, format!("no role {role:?} in this site")));
     }
+    of_role(state, role, image, release, image_role)?;
+    let own = |name: &String| state.nodes.get(name).is_some_and(|n| n.image.is_some());
+    let differs = site.nodes.iter().any(|n| n.role == role && own(&n.name));
+    let same = state.image_of(role).is_some_and(|i| i.id == image.id) && !differs;
+    Ok(if same { Vec::new() } else { vec![Event::ImageUsed { role: role.into(), image: image.clone() }] })
+}
+
+/// Whether an image of that release and role may be booted by nodes of `role`.
+pub(super) fn of_role(
+    state: &State,
+    role: &str,
+    image: &UsedImage,
+    release: &str,
+    image_role: &str,
+) -> Result<(), Refusal> {
+    let Some(site) = &state.site else { return Err(Refusal::new(Why::Refused, "the ledger has no site yet")) };
     if image_role != role {
         let reason = format!("image {} is for role {image_role}, not {role}", image.reference);
         return Err(Refusal::new(Why::Refused, reason));
@@ -112,9 +133,7 @@ pub(super) fn use_image(
             format!("image {} is of release {release}, the site's is {}", image.reference, site.cluster.release);
         return Err(Refusal::new(Why::Refused, reason));
     }
-    arguments(&image.cmdline)?;
-    let same = state.image_of(role).is_some_and(|i| i.id == image.id);
-    Ok(if same { Vec::new() } else { vec![Event::ImageUsed { role: role.into(), image: image.clone() }] })
+    arguments(&image.cmdline)
 }
 
 /// Kernel arguments end up on a line of a boot script.

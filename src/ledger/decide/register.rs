@@ -90,7 +90,8 @@ pub fn check(
         ));
     }
     let keeps = state.keeps(node).map_err(|reason| refused(false, reason))?;
-    if known.key.is_some() && !known.approved && matches!(keeps, Keeps::Disk(_)) {
+    let ordered = known.order.as_ref().is_some_and(|o| o.is_of(&request.boot_id));
+    if known.key.is_some() && !known.approved && !ordered && matches!(keeps, Keeps::Disk(_)) {
         let next = format!("kiln node approve {} --node {}", request.mac, node.name);
         return Err(refused(true, format!("a new key of a node that registered before; if it is right: {next}")));
     }

@@ -1,10 +1,10 @@
 //! `POST /v1/report`: an event only when something changed.
 
-use super::{Refusal, current, step};
+use super::{Refusal, current, orders, step};
 use crate::image::id::Digest;
 use crate::ledger::event::Event;
 use crate::ledger::live::Live;
-use crate::ledger::message::{Phase, Report, SystemReport, SystemState};
+use crate::ledger::message::{GUESTS_MAX, Phase, Report, SystemReport, SystemState};
 use crate::ledger::state::{NodeState, State};
 use crate::ledger::text;
 use crate::recipe::system::{Clustered, Dark};
@@ -30,11 +30,13 @@ pub(super) fn report(
             reason: text::clean(&s.reason, 300),
             lineage: s.lineage.as_deref().map(text::word),
             stranded: s.stranded,
+            guests: s.guests.iter().take(GUESTS_MAX).map(|g| text::word(g)).collect(),
         })
         .collect();
     let mut events = Vec::new();
-    let shape = |phase: Phase, systems: &[SystemReport]| -> (Phase, Vec<(String, SystemState)>) {
-        (phase, systems.iter().map(|s| (s.name.clone(), s.state)).collect())
+    // Guests come and go; that there are some must be known of a node that is silent.
+    let shape = |phase: Phase, systems: &[SystemReport]| -> (Phase, Vec<(String, SystemState, bool)>) {
+        (phase, systems.iter().map(|s| (s.name.clone(), s.state, s.guests.is_empty())).collect())
     };
     // One that was overtaken says nothing new.
     let newest = live.heard.get(name).filter(|h| h.generation == node.generation).and_then(|h| h.report.as_ref());
@@ -61,6 +63,7 @@ pub(super) fn report(
             leaving: report.leaving,
         });
     }
+    events.extend(orders::reported(name, node, report).filter(|_| !late));
     if state.cluster.unvouched.is_some() {
         events.extend(vouch(state, live, fingerprint, report, &events, now_ms));
     }

@@ -336,8 +336,15 @@ fn a_register_by_credential_while_the_session_lives_is_refused_and_raises_an_ala
     let credential = w.boot(2, BOOT_B).unwrap();
     // The old session speaks again before the register comes.
     let fingerprint = w.state.node("mem1").session.as_ref().unwrap().fingerprint;
-    let report =
-        Report { phase: Phase::Ready, detail: String::new(), systems: vec![], leaving: false, seq: 0, running: vec![] };
+    let report = Report {
+        phase: Phase::Ready,
+        detail: String::new(),
+        systems: vec![],
+        leaving: false,
+        seq: 0,
+        running: vec![],
+        order: None,
+    };
     w.good(Command::Report { fingerprint, report });
     assert!(refused(w.register("mem1", BOOT_B, 2, credential.clone())).contains("while generation 1 lives"));
     assert_eq!(w.alarms("mem1"), 1);
@@ -355,8 +362,15 @@ fn a_node_in_memory_gets_a_credential_when_its_session_is_dead() {
     assert_eq!(w.in_role("mem1", 2, BOOT_B, 2), 2);
     // A session that said good-bye is dead at once.
     let fingerprint = w.state.node("mem1").session.as_ref().unwrap().fingerprint;
-    let report =
-        Report { phase: Phase::Ready, detail: String::new(), systems: vec![], leaving: true, seq: 0, running: vec![] };
+    let report = Report {
+        phase: Phase::Ready,
+        detail: String::new(),
+        systems: vec![],
+        leaving: true,
+        seq: 0,
+        running: vec![],
+        order: None,
+    };
     w.good(Command::Report { fingerprint, report });
     assert_eq!(w.in_role("mem1", 2, BOOT_C, 3), 3);
     // Without a named disk a node that is no controller is one in memory.
@@ -496,10 +510,12 @@ fn a_report_is_an_event_only_when_something_changed() {
             reason: reason.into(),
             lineage: None,
             stranded: false,
+            guests: vec![],
         }],
         leaving: false,
         seq: 0,
         running: vec![],
+        order: None,
     };
     let say = |w: &mut World, fingerprint, report| w.run(Command::Report { fingerprint, report }).map(|e| e.len());
     assert_eq!(say(&mut w, old, report(SystemState::Starting, "a")), Ok(1));

@@ -1,11 +1,12 @@
 //! What the verbs ask over the socket and what they are answered (JSON).
 
-use crate::ledger::decide::{self, MachineId};
+use crate::ledger::decide::{self, MachineId, Risk};
 use crate::ledger::event::Asked;
-use crate::ledger::message::{Phase, SystemReport};
+use crate::ledger::message::{Disks, Phase, SystemReport};
+use crate::ledger::order::End;
 use crate::ledger::state::{Keeps, State};
 use crate::ledger::{Live, timeline};
-use crate::site::{Mac, Site, Uuid};
+use crate::site::{DiskMatch, Mac, Site, Uuid};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
@@ -23,12 +24,22 @@ pub enum Request {
     Form,
     Adopt,
     Recover { system: String, from: String, accept_loss: bool },
+    Reimage { node: String, image: Option<String>, disks: Disks, expires_secs: u64, risk: Risk },
+    Cancel { order: String, failed: bool },
+    Replace { node: String, macs: Vec<Mac>, disk: Option<DiskMatch>, risk: Risk },
+    Remove { node: String, risk: Risk },
 }
+
+/// A machine that an order waits for and that has not asked to boot for so long boots from elsewhere.
+pub const BOOT_PATIENCE_SECS: u64 = 300;
 
 /// What a command did: a line for each event, none if nothing changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     pub changes: Vec<String>,
+    /// The order that was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
 }
 
 /// `GET /api/nodes`.
@@ -63,6 +74,27 @@ pub struct NodeLine {
     #[serde(default)]
     pub heard_secs: Option<u64>,
     pub alarms: u64,
+    /// The last order that was given for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<OrderLine>,
+}
+
+/// An order and how far it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderLine {
+    pub id: String,
+    pub image: String,
+    pub disks: Disks,
+    pub giver: String,
+    /// UTC; void from then on, unless it is under way.
+    pub until: String,
+    #[serde(default)]
+    pub force: Option<String>,
+    /// How it ended; `None`: it is open.
+    #[serde(default)]
+    pub end: Option<End>,
+    /// For people.
+    pub state: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +140,9 @@ pub struct Cluster {
     pub nodes: Vec<String>,
     pub systems: Vec<SystemLine>,
     pub steps: Vec<StepLine>,
+    /// One line for each open order.
+    #[serde(default)]
+    pub orders: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,7 +218,53 @@ pub fn cluster(state: &State, live: &Live, now_ms: u64) -> Cluster {
         nodes: nodes.iter().map(|n| n.name.clone()).collect(),
         systems: names.iter().map(system).collect(),
         steps: state.cluster.steps.iter().map(step).collect(),
+        orders: state
+            .open_orders
+            .values()
+            .filter_map(|node| Some((node, order_line(state, live, node, now_ms)?)))
+            .map(|(node, o)| format!("order {} of {node} (disks {}): {}", o.id, o.disks.word(), o.state))
+            .collect(),
     }
+}
+
+/// The last order of a node and how far it is.
+pub fn order_line(state: &State, live: &Live, name: &str, now_ms: u64) -> Option<OrderLine> {
+    let known = state.node(name);
+    let order = known.order.as_ref()?;
+    let given = &order.order;
+    let silent = live.silent_ms(name, now_ms) / 1000;
+    let macs = state.site_node(name).map(|n| n.macs.iter().map(|m| m.to_string()).collect::<Vec<_>>().join(" "));
+    let word = match (order.ended, order.registered, &order.begun, &order.booted) {
+        (Some(end), ..) => end.word().to_string(),
+        (_, Some(generation), ..) => format!("registered as generation {generation}, not ready yet"),
+        (_, _, Some(begun), _) => format!("disk {} is being made", begun.disk.name),
+        (_, _, _, Some(_)) => "boots by it".into(),
+        _ => match decide::restart(state, live, name, now_ms) {
+            Some(Ok(_)) => "the node restarts".into(),
+            Some(Err(why)) => format!("the node is not restarted: {why}"),
+            None if live.session_lives(state, name, now_ms) => "waits for the node's session to end".into(),
+            None if silent >= BOOT_PATIENCE_SECS => format!(
+                "order open, MAC {} not seen for {} minutes: check the boot order",
+                macs.unwrap_or_default(),
+                silent / 60
+            ),
+            None => "waits for the machine to boot".into(),
+        },
+    };
+    Some(OrderLine {
+        id: given.id.clone(),
+        image: given.image.id.short(),
+        disks: given.disks,
+        giver: given.giver.clone(),
+        until: timeline::utc(given.expires_ms),
+        force: given.force.clone(),
+        end: order.ended,
+        state: if order.doubted && order.is_open() {
+            format!("{word} (the ledger was put back since: it wipes nothing any more)")
+        } else {
+            word
+        },
+    })
 }
 
 /// `GET /api/explain/<name>`.
@@ -207,9 +288,10 @@ pub fn node_line(state: &State, live: &Live, name: &str, now_ms: u64) -> Option<
         detail: phase.map(|(_, detail)| detail).unwrap_or_default(),
         generation: known.generation,
         image: known.session.as_ref().map(|s| s.image.short()),
-        wanted: state.image_of(&node.role).map(|i| i.id.short()),
+        wanted: state.image_for(node).map(|i| i.id.short()),
         heard_secs: live.heard_ms(state, name).map(|ms| now_ms.saturating_sub(ms) / 1000),
         alarms: known.alarms,
+        order: order_line(state, live, name, now_ms),
     })
 }
 

@@ -6,7 +6,7 @@ use crate::ledger::decide::{Command, Why, site_diff};
 use crate::ledger::message::Refusal;
 use crate::ledger::sqlite::Reader;
 use crate::ledger::writer::{Ledger, SubmitError};
-use crate::ledger::{Recorded, explain, timeline};
+use crate::ledger::{Event, Recorded, explain, timeline};
 use crate::pxe::counters::Counters;
 use crate::sys::clock;
 use http_body_util::{BodyExt, Full, Limited};
@@ -31,6 +31,10 @@ const FOLLOW: Duration = Duration::from_secs(20);
 const TIMELINE_MAX: usize = 200;
 /// Answers that an explanation goes back to.
 const EXPLAIN_ANSWERS: usize = 6;
+/// The same at most.
+const EXPLAIN_MAX: usize = 200;
+/// Of one node's events, to find an old answer.
+const HISTORY_MAX: usize = 100_000;
 
 /// What an order for an image or a site becomes: names are looked up in the store. Runs where it
 /// may block; an error is (status, reason).
@@ -120,11 +124,20 @@ async fn dispatch(admin: &Arc<Admin>, operator: bool, request: Request<Incoming>
             found.map(|d| json(&d)).ok_or_else(|| no_node(name))
         }
         ["api", "explain", name] if get => {
-            let events = history(admin, name, 10 * TIMELINE_MAX)?;
+            let uri = request.uri().query().unwrap_or_default();
+            let query = |key| value(uri, key);
+            let events = history(admin, name, if query("answer").is_some() { HISTORY_MAX } else { 10 * TIMELINE_MAX })?;
             if events.is_empty() && admin.ledger.snapshot().state.site_node(name).is_none() {
                 return Err(no_node(name));
             }
-            Ok(json(&Explanation { lines: explain::chain(&events, EXPLAIN_ANSWERS) }))
+            let count = query("last").map_or(EXPLAIN_ANSWERS, |n| n as usize).min(EXPLAIN_MAX);
+            let only = query("answer");
+            let events: Vec<Recorded> = events.into_iter().filter(|r| only.is_none_or(|rev| r.rev == rev)).collect();
+            let lines = explain::chain(&events, count);
+            match only {
+                Some(rev) if lines.is_empty() => Err((404, format!("event {rev} is no answer to {name}"))),
+                _ => Ok(json(&Explanation { lines })),
+            }
         }
         ["api", "events"] if get => events(admin, request.uri().query().unwrap_or_default()).await,
         ["api", "images-in-use"] if get => {
@@ -168,9 +181,14 @@ fn history(admin: &Admin, name: &str, limit: usize) -> Result<Vec<Recorded>, (u1
     Ok(all.split_off(from))
 }
 
+/// A number of a query.
+fn value(query: &str, key: &str) -> Option<u64> {
+    query.split('&').find_map(|p| p.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
+}
+
 /// `?from=REV` events after that revision; `&follow=1` waits for one; `&last=N` the newest N.
 async fn events(admin: &Admin, query: &str) -> Answer {
-    let value = |key: &str| query.split('&').find_map(|p| p.strip_prefix(key)?.strip_prefix('=')?.parse::<u64>().ok());
+    let value = |key| value(query, key);
     let mut head = admin.ledger.head();
     let from = match value("last") {
         Some(last) => head.borrow().saturating_sub(last),
@@ -189,7 +207,7 @@ async fn command(admin: &Arc<Admin>, request: Request<Incoming>) -> Answer {
     let order: Order = serde_json::from_slice(&body).map_err(|e| (400, format!("body is not a command: {e}")))?;
     if let Order::SiteDiff { site } = &order {
         let changes = site_diff(admin.ledger.snapshot().state.site.as_deref(), site);
-        return Ok(json(&Done { changes }));
+        return Ok(json(&Done { changes, order: None }));
     }
     let translator = admin.clone();
     let command = tokio::task::spawn_blocking(move || (translator.translate)(order, &translator.ledger))
@@ -208,7 +226,11 @@ async fn command(admin: &Arc<Admin>, request: Request<Incoming>) -> Answer {
         let after = admin.clone();
         let _ = tokio::task::spawn_blocking(move || (after.changed)(&after.ledger)).await;
     }
-    Ok(json(&Done { changes: outcome.events.iter().map(timeline::line).collect() }))
+    let order = outcome.events.iter().find_map(|event| match event {
+        Event::OrderGiven { order, .. } => Some(order.id.clone()),
+        _ => None,
+    });
+    Ok(json(&Done { changes: outcome.events.iter().map(timeline::line).collect(), order }))
 }
 
 fn to_json(value: &impl Serialize) -> Vec<u8> {

@@ -164,7 +164,7 @@ impl From<SubmitError> for Failed {
             Some(Why::Invalid) => 400,
             Some(Why::NotFound) => 404,
             Some(Why::Refused) => 403,
-            Some(Why::Hold | Why::Raced) => 409,
+            Some(Why::Hold | Why::Restart | Why::Raced) => 409,
             None => 503,
         };
         Failed(status, error.to_string())
@@ -178,12 +178,17 @@ async fn dispatch(
     request: Request<Incoming>,
 ) -> Result<Reply, Failed> {
     let path = format!("/{}", request.uri().path().trim_matches('/'));
+    let order = path.strip_prefix("/v1/orders/").and_then(|rest| rest.strip_suffix("/begin"));
     const ROUTES: [&str; 6] = ["/v1/boot", "/v1/disk", "/v1/register", "/v1/report", "/v1/claim", "/v1/done"];
-    if !ROUTES.contains(&path.as_str()) {
+    if !ROUTES.contains(&path.as_str()) && order.is_none() {
         return Err(Failed(404, "nothing of that name here".into()));
     }
     if request.method() != Method::POST {
         return Err(Failed(405, "this can be asked with POST".into()));
+    }
+    if let Some(order) = order {
+        let order = order.to_string();
+        return begin(api, source, order, read(request).await?).await;
     }
     match path.as_str() {
         "/v1/boot" => boot(api, source, read(request).await?).await,
@@ -222,10 +227,14 @@ async fn boot(api: &Api, source: Ipv4Addr, request: BootRequest) -> Result<Reply
         authoritative: api.authoritative,
         credential: credential.clone(),
     };
-    let hold = |reason| json(200, &BootAnswer::Hold { reason, retry_secs: HOLD_RETRY_SECS });
+    let hold = |reason| json(200, &BootAnswer::Hold { reason, retry_secs: HOLD_RETRY_SECS, restart: false });
     let outcome = match api.ledger.submit(Command::Boot(Box::new(command))).await {
         Ok(outcome) => outcome,
         Err(error) if error.why() == Some(Why::Hold) => return Ok(hold(error.to_string())),
+        Err(error) if error.why() == Some(Why::Restart) => {
+            let (reason, retry_secs) = (error.to_string(), HOLD_RETRY_SECS);
+            return Ok(json(200, &BootAnswer::Hold { reason, retry_secs, restart: true }));
+        }
         Err(error) => return Err(error.into()),
     };
     let state = &outcome.snapshot.state;
@@ -249,13 +258,22 @@ fn credential(key: &[u8; 32], request: &BootRequest, source: Ipv4Addr) -> String
 }
 
 async fn disk(api: &Api, source: Ipv4Addr, request: DiskRequest) -> Result<Reply, Failed> {
-    match api.ledger.submit(Command::Disk { request, source }).await {
-        Ok(_) => Ok(json(200, &DiskAnswer { format: true, reason: "the site names this disk and it is blank".into() })),
-        Err(error) if error.why() == Some(Why::Refused) => {
-            Ok(json(200, &DiskAnswer { format: false, reason: error.to_string() }))
-        }
-        Err(error) => Err(error.into()),
-    }
+    let granted = "the site names this disk and it is blank";
+    disk_answer(api, Command::Disk { request, source }, granted, None).await
+}
+
+async fn begin(api: &Api, source: Ipv4Addr, order: String, request: DiskRequest) -> Result<Reply, Failed> {
+    let command = Command::Begin { order: order.clone(), request, source };
+    disk_answer(api, command, "the order says so and the site names this disk", Some(order)).await
+}
+
+async fn disk_answer(api: &Api, command: Command, granted: &str, order: Option<String>) -> Result<Reply, Failed> {
+    let (format, reason) = match api.ledger.submit(command).await {
+        Ok(_) => (true, granted.to_string()),
+        Err(error) if error.why() == Some(Why::Refused) => (false, error.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(json(200, &DiskAnswer { format, reason, order }))
 }
 
 async fn register(
@@ -289,7 +307,7 @@ async fn register(
         let view = view.ok_or_else(|| Failed(404, "the node left the site meanwhile".into()))?;
         let secrets = {
             let all = api.secrets.read().unwrap_or_else(|e| e.into_inner());
-            answer::secrets(state, &view.node.role, &all)
+            answer::secrets(state, &view.node.name, &all)
         };
         return Ok(json(
             200,
@@ -312,7 +330,8 @@ async fn report(api: &Api, fingerprint: Digest, report: Report) -> Result<Reply,
     let name = now.state.by_fingerprint(&fingerprint).map(|(name, _)| name.as_str()).unwrap_or_default();
     let peers = decide::peers(&now.state, &now.live, name, clock::monotonic_ms());
     let stand_down = decide::stand_down(&now.state, &now.live, name, clock::monotonic_ms());
-    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms(), peers, stand_down }))
+    let restart = decide::restart(&now.state, &now.live, name, clock::monotonic_ms()).and_then(|r| r.ok());
+    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms(), peers, stand_down, restart }))
 }
 
 /// What was decided is folded by now; asked again, the same question gets the same answer.

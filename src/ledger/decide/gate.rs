@@ -1,0 +1,242 @@
+//! The gate: whether a node may be lost for a while, and what lies on its disk for good. Judged on
+//! the ledger and on what nodes said lately; what is not known refuses. The node itself counts as
+//! lost already. Which systems have a quorum, and whose data cannot be made again, the image says.
+
+use super::operator::must_exist;
+use super::{Refusal, Why};
+use crate::ledger::cluster::Formation;
+use crate::ledger::live::Live;
+use crate::ledger::state::State;
+use crate::recipe::system::{Clustered, Dark, FormationKind};
+use crate::site::Node;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Names in a reason; more are counted.
+const NAMES_MAX: usize = 5;
+
+/// What is about to happen to a node, and what the operator has taken upon himself.
+#[derive(Clone, Copy, Debug)]
+pub struct Loss<'a> {
+    pub node: &'a str,
+    /// What its disk holds is gone for good.
+    pub wipes: bool,
+    /// It runs its guests until then.
+    pub guests: bool,
+    /// A quorum may break.
+    pub forced: bool,
+    /// Systems whose last copy may be destroyed.
+    pub destroy: &'a [String],
+    pub lose_guests: bool,
+}
+
+/// What the gate saw, and what speaks against: (rule, reason), none if it lets through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judged {
+    pub facts: BTreeMap<String, String>,
+    pub against: Vec<(&'static str, String)>,
+}
+
+impl Judged {
+    /// All reasons in one line.
+    pub fn reason(&self) -> String {
+        self.against.iter().map(|(_, reason)| reason.as_str()).collect::<Vec<_>>().join("; ")
+    }
+
+    /// The first rule that speaks against.
+    pub fn rule(&self) -> &'static str {
+        self.against.first().map_or("gate", |(rule, _)| rule)
+    }
+}
+
+/// How a member is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Healthy,
+    /// It said so, the operator did, or it was never there.
+    Down,
+    /// It will be lost as well.
+    Ordered,
+    Unknown,
+}
+
+/// Judges a loss.
+pub fn gate(state: &State, live: &Live, loss: &Loss, now_ms: u64) -> Result<Judged, Refusal> {
+    must_exist(state, loss.node)?;
+    let mut judged = Judged::default();
+    let cluster = &state.cluster;
+    if let Some(reason) = cluster.behind.as_ref().or(cluster.unvouched.as_ref()) {
+        judged.facts.insert("ledger".into(), format!("may not be the newest: {reason}"));
+        if !loss.forced {
+            let next = "next: kiln cluster adopt, or --force REASON";
+            judged.against.push(("ledger", format!("the ledger may not be the newest: {reason}; {next}")));
+        }
+    }
+    let role = state.site_node(loss.node).map(|n| n.role.as_str()).unwrap_or_default();
+    let systems = state.image_of(role).map(|i| i.clustered.as_slice()).unwrap_or_default();
+    for system in systems {
+        let Some(formation) = &system.formation else { continue };
+        let of = Member { state, live, loss, system, formation: &cluster.formation(&system.name), now_ms };
+        of.quorum(formation.kind, &mut judged);
+        if loss.wipes && system.dark() == Some(Dark::Rank) {
+            of.last_copy(&mut judged);
+        }
+    }
+    if loss.guests {
+        guests(state, live, loss, now_ms, &mut judged);
+    }
+    Ok(judged)
+}
+
+/// One system of the node that several nodes share.
+struct Member<'a> {
+    state: &'a State,
+    live: &'a Live,
+    loss: &'a Loss<'a>,
+    system: &'a Clustered,
+    formation: &'a Formation,
+    now_ms: u64,
+}
+
+impl Member<'_> {
+    fn quorum(&self, kind: FormationKind, judged: &mut Judged) {
+        let name = &self.system.name;
+        let members = self.members(kind);
+        let own = self.loss.node;
+        if !members.contains(own) {
+            judged.facts.insert(name.clone(), format!("{own} is no member of it"));
+            return;
+        }
+        let others: Vec<(&str, Health)> = members.iter().filter(|m| **m != own).map(|m| (*m, self.health(m))).collect();
+        let which = |health| others.iter().filter(move |(_, h)| *h == health).map(|(m, _)| *m);
+        let leaves = which(Health::Healthy).count();
+        let healthy = leaves + usize::from(self.health(own) == Health::Healthy);
+        let (all, majority) = (members.len(), members.len() / 2 + 1);
+        let sum = format!(
+            "{all} member{}, {healthy} healthy, this leaves {leaves}, majority is {majority}",
+            if all == 1 { "" } else { "s" }
+        );
+        let mut fact = sum.clone();
+        for (word, health) in [("down", Health::Down), ("ordered", Health::Ordered), ("not known", Health::Unknown)] {
+            let names: Vec<&str> = which(health).collect();
+            if !names.is_empty() {
+                fact += &format!("; {word}: {}", listed(&names));
+            }
+        }
+        judged.facts.insert(name.clone(), fact);
+        if self.loss.forced {
+            return;
+        }
+        let unknown: Vec<&str> = which(Health::Unknown).collect();
+        if !unknown.is_empty() {
+            let next = "next: wait for it, fence it if it is off, or --force REASON";
+            let reason = format!("{name}: health of {} is not known; {next}", listed(&unknown));
+            judged.against.push(("health-unknown", reason));
+        }
+        if leaves < majority {
+            judged.against.push(("quorum", format!("{name}: {sum}")));
+        }
+    }
+
+    /// Whose votes count: of a seeded system, who was let in; of a static one, everyone on the list.
+    fn members(&self, kind: FormationKind) -> BTreeSet<&str> {
+        let seeded = kind == FormationKind::Seeded;
+        if seeded {
+            return self.formation.members.iter().map(String::as_str).collect();
+        }
+        let joined = |n: &&Node| n.name != self.loss.node || self.generation(&n.name) > 0;
+        self.state.carriers(&self.system.name).filter(joined).map(|n| n.name.as_str()).collect()
+    }
+
+    fn generation(&self, node: &str) -> u64 {
+        self.state.nodes.get(node).map_or(0, |n| n.generation)
+    }
+
+    fn health(&self, node: &str) -> Health {
+        let Some(known) = self.state.nodes.get(node).filter(|n| n.generation > 0) else { return Health::Down };
+        if node != self.loss.node && known.open_order().is_some() {
+            return Health::Ordered;
+        }
+        let said_off = known.session.as_ref().is_none_or(|s| s.left);
+        if known.is_fenced() || said_off {
+            return Health::Down;
+        }
+        if self.live.fresh(self.state, node, self.now_ms).is_none() {
+            return Health::Unknown;
+        }
+        if self.serves(node) { Health::Healthy } else { Health::Down }
+    }
+
+    fn serves(&self, node: &str) -> bool {
+        match self.system.dark() {
+            Some(_) => {
+                let lineage = self.live.serves(self.state, node, &self.system.name, self.now_ms);
+                lineage.is_some() && lineage == self.formation.lineage
+            }
+            None => {
+                let report = self.live.fresh(self.state, node, self.now_ms);
+                report.is_some_and(|r| r.healthy.contains(&self.system.name))
+            }
+        }
+    }
+
+    /// Another node must be seen to serve the same data, and must not be about to lose them too.
+    fn last_copy(&self, judged: &mut Judged) {
+        let name = &self.system.name;
+        let Some(lineage) = &self.formation.lineage else { return };
+        // A ledger that is in doubt does not know who holds what.
+        let doubtful = self.state.cluster.behind.is_some() || self.state.cluster.unvouched.is_some();
+        if !doubtful && !self.formation.members.contains(self.loss.node) {
+            return;
+        }
+        let other = |n: &&Node| n.name != self.loss.node && self.health(&n.name) == Health::Healthy;
+        let copies: Vec<&str> =
+            self.state.carriers(name).filter(other).filter(|n| self.serves(&n.name)).map(|n| n.name.as_str()).collect();
+        let fact = if copies.is_empty() { "none is known".into() } else { listed(&copies) };
+        judged.facts.insert(format!("{name}'s other copies"), fact);
+        if copies.is_empty() && !self.loss.destroy.contains(name) {
+            let reason = format!(
+                "{name}: no other node is seen to serve {lineage}, this may be its last copy; \
+                 next: bring another member up, or --destroy-last-copy {name}"
+            );
+            judged.against.push(("last-copy", reason));
+        }
+    }
+}
+
+/// Of a node that is silent, what it said last counts.
+fn guests(state: &State, live: &Live, loss: &Loss, now_ms: u64, judged: &mut Judged) {
+    let fresh = live.fresh(state, loss.node, now_ms).map(|r| (*r.guests).clone());
+    let known = state.node(loss.node);
+    let (all, when) = match fresh {
+        Some(guests) => (guests, ""),
+        None => {
+            let systems = known.report.iter().flat_map(|r| &r.systems).filter(|s| !s.guests.is_empty());
+            (systems.map(|s| (s.name.clone(), s.guests.clone())).collect(), " when it was last heard")
+        }
+    };
+    for (system, guests) in &all {
+        let names: Vec<&str> = guests.iter().map(String::as_str).collect();
+        let word = if names.len() == 1 { "guest" } else { "guests" };
+        let what = format!("{} {word}{when}: {}", names.len(), listed(&names));
+        judged.facts.insert(format!("{system}'s guests"), what.clone());
+        if !loss.lose_guests {
+            let next = "next: move them away, or --guests lose";
+            judged.against.push(("guests", format!("{system}: {what}; {next}")));
+        }
+    }
+}
+
+fn listed(names: &[&str]) -> String {
+    let mut words = names.iter().take(NAMES_MAX).map(|n| n.to_string()).collect::<Vec<_>>();
+    if names.len() > NAMES_MAX {
+        words.push(format!("{} more", names.len() - NAMES_MAX));
+    }
+    words.join(", ")
+}
+
+/// The refusal of a loss that the gate does not let through.
+pub(super) fn refusal(what: &str, judged: &Judged) -> Refusal {
+    let votes = judged.against.iter().any(|(rule, _)| *rule == "quorum");
+    let next = if votes { "; next: bring the others back first, or --force REASON" } else { "" };
+    Refusal::new(Why::Refused, format!("{what} is refused: {}{next}", judged.reason()))
+}

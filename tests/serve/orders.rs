@@ -1,0 +1,240 @@
+//! Orders over the real server: given, refused, followed, ended; by the operator's verbs and a node of
+//! our own.
+
+use super::*;
+use kiln::recipe::system::{Clustered, Dark, Formation, FormationKind};
+
+fn says(phase: Phase, order: Option<&str>) -> Report {
+    Report { order: order.map(String::from), ..report(phase) }
+}
+
+/// Runs a verb; its exit status and what it said.
+fn is(place: &Place, verb: &[&str], code: i32, words: &[&str]) -> String {
+    let (got, text) = place.kiln(verb);
+    assert_eq!(got, Some(code), "kiln {verb:?}: {text}");
+    words.iter().for_each(|word| assert!(text.contains(word), "kiln {verb:?}: {word:?} is not in {text}"));
+    text
+}
+
+/// The id in `order ID: …`.
+fn order_in(text: &str) -> String {
+    let rest = text.split("order ").nth(1).unwrap_or_else(|| panic!("no order in {text}"));
+    let id: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
+    assert_eq!(id.len(), 8, "{text}");
+    id
+}
+
+#[test]
+fn a_node_is_reimaged_by_one_order_and_its_disk_is_wiped_once() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    server.script();
+    let node = Node::new(1);
+    let BootAnswer::Go(go) = node.boot(&server, place.id) else { panic!("held") };
+    assert_eq!(go.order, None);
+    let answer = node.register(&server, place.id, go.credential).unwrap();
+    let identity = node.identity(&answer.certificate);
+    let tell = |server: &Server, identity: &tls::Identity, report: Report| {
+        server.say::<ReportAnswer>("/v1/report", &report, Some(identity)).unwrap()
+    };
+    assert_eq!(tell(&server, &identity, says(Phase::Ready, None)).restart, None);
+
+    let given = is(&place, &["node", "reimage", "test1", "--disks", "wipe"], 0, &["test1 is reimaged", "disks wiped"]);
+    let id = order_in(&given);
+    is(
+        &place,
+        &["node", "reimage", "test1"],
+        3,
+        &[&format!("order {id} of"), "is open", &format!("kiln node cancel {id}")],
+    );
+    assert_eq!(tell(&server, &identity, says(Phase::Ready, None)).restart, Some(id.clone()), "it is told to restart");
+    is(&place, &["node", "ls"], 0, &[&format!("order {id}: the node restarts")]);
+    is(&place, &["node", "show", "test1"], 0, &[&id, "disks wiped", "order is", "the node restarts"]);
+    let goodbye = Report { leaving: true, ..says(Phase::Ready, None) };
+    assert_eq!(tell(&server, &identity, goodbye).restart, None);
+    is(&place, &["node", "show", "test1"], 0, &["waits for the machine to boot"]);
+
+    // Another boot of the same machine, which knows nothing of the old key.
+    assert_eq!(server.script().0, 200);
+    let fresh = Node { boot_id: Node::new(2).boot_id, ..Node::new(9) };
+    let BootAnswer::Go(go) = fresh.boot(&server, place.id) else { panic!("held") };
+    assert_eq!(go.order, Some(BootOrder { id: id.clone(), disks: Disks::Wipe }));
+    is(&place, &["node", "show", "test1"], 0, &["boots by it"]);
+    let disk = |credential: &Option<String>, found: &str| DiskRequest {
+        node: "test1".into(),
+        boot_id: fresh.boot_id.clone(),
+        credential: credential.clone(),
+        disk: Disk { name: "vda".into(), serial: Some("S1".into()), wwn: None, size: 9 },
+        found: found.into(),
+    };
+    let begin = |server: &Server, id: &str, request: &DiskRequest| {
+        server.say::<DiskAnswer>(&format!("/v1/orders/{id}/begin"), request, None)
+    };
+    let other = begin(&server, "ffffffff", &disk(&go.credential, "a state disk")).unwrap();
+    assert!(!other.format && other.reason.contains("ffffffff of node test1 is not open"), "{other:?}");
+    assert!(!begin(&server, &id, &disk(&None, "a state disk")).unwrap().format, "without the credential");
+    assert_eq!(begin(&server, "a/b", &disk(&None, "x")).unwrap().order.as_deref(), Some("a/b"));
+    assert_eq!(server.say::<DiskAnswer>("/v1/orders/begin", &disk(&None, "x"), None).unwrap_err().0, 404);
+    let granted = begin(&server, &id, &disk(&go.credential, "a state disk")).unwrap();
+    assert_eq!((granted.format, granted.order.as_ref()), (true, Some(&id)));
+    is(&place, &["node", "cancel", &id], 3, &["has touched disk vda of test1", "--failed"]);
+    is(&place, &["cluster", "status"], 0, &[&format!("order {id} of test1 (disks wiped): disk vda is being made")]);
+
+    // The server is killed; the same boot asks again and goes on.
+    drop(server);
+    let server = Server::start(&place);
+    let BootAnswer::Go(again) = fresh.boot(&server, place.id) else { panic!("held") };
+    assert_eq!((again.order, &again.credential), (go.order, &go.credential));
+    assert!(begin(&server, &id, &disk(&go.credential, "a state disk")).unwrap().format);
+    let answer = fresh.register(&server, place.id, go.credential.clone()).unwrap();
+    assert_eq!(answer.generation, 2);
+    let identity = fresh.identity(&answer.certificate);
+    tell(&server, &identity, says(Phase::Join, Some(&id)));
+    tell(&server, &identity, says(Phase::Ready, Some("ffffffff")));
+    is(&place, &["node", "show", "test1"], 0, &["registered as generation 2, not ready yet"]);
+    assert!(!begin(&server, &id, &disk(&go.credential, "a state disk")).unwrap().format, "a late begin");
+    tell(&server, &identity, says(Phase::Ready, Some(&id)));
+    is(&place, &["node", "show", "test1"], 0, &["order is    ready"]);
+    is(
+        &place,
+        &["explain", "test1", "--last", "20"],
+        0,
+        &["reimage, disks wiped, asked by", "rule gate, node test1", "found = a state disk"],
+    );
+    let refused = place.events().into_iter().find(|r| matches!(r.event, Event::OrderRefused { .. })).unwrap();
+    let rev = refused.rev.to_string();
+    let text = is(&place, &["explain", "test1", "--answer", &rev], 0, &["rule open-order", &format!("answer {rev}")]);
+    assert_eq!(text.matches("(answer ").count(), 1, "{text}");
+    is(&place, &["explain", "test1", "--answer", "1"], 2, &["event 1 is no answer to test1"]);
+    let begun = place.events().iter().filter(|r| matches!(r.event, Event::OrderBegun { .. })).count();
+    assert_eq!(begun, 1);
+}
+
+#[test]
+fn an_order_is_taken_back_or_ended_by_time_and_waited_for() {
+    let place = Place::new();
+    let _server = Server::start(&place);
+    let given = is(&place, &["node", "reimage", "test1"], 0, &["disks kept"]);
+    let id = order_in(&given);
+    is(&place, &["node", "cancel", &id], 0, &["ended: cancelled"]);
+    is(&place, &["node", "cancel", &id], 2, &["no open order"]);
+    let waited = ["node", "reimage", "test1", "--expires", "1s", "--wait", "--timeout", "30s"];
+    is(&place, &waited, 1, &["waits for the machine to boot", "ended: expired"]);
+    let late = ["node", "reimage", "test1", "--wait", "--timeout", "1s"];
+    is(&place, &late, 1, &["after 1 s: waits for the machine to boot; the node is new"]);
+    is(&place, &["node", "reimage", "nobody"], 2, &["no node"]);
+    is(&place, &["node", "reimage", "test2", "--image", "zed/nope"], 2, &["nope"]);
+    is(&place, &["node", "reimage", "test2", "--expires", "soon"], 2, &["--expires \"soon\" is not a time"]);
+    is(&place, &["node", "reimage", "test2", "--force", ""], 2, &["--force needs a reason"]);
+    is(&place, &["node", "reimage", "test2", "--destroy-last-copy", "nope"], 2, &["no shared system \"nope\""]);
+    is(&place, &["node", "reimage", "test2", "--guests", "keep"], 2, &["lose"]);
+}
+
+#[test]
+fn another_image_by_order_is_that_nodes_until_the_role_gets_one() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let next = store_image(&place.path("store"), b"another kernel", "next");
+    is(&place, &["node", "reimage", "test1", "--image", "zed/test:next"], 0, &[&next.short()]);
+    assert!(server.script().1.contains(&format!("kiln.image={next}")));
+    let in_use = std::fs::read_to_string(place.path("state/images-in-use.json")).unwrap();
+    assert!(in_use.contains(&next.hex()), "{in_use}");
+    let node = Node::new(1);
+    assert!(matches!(node.boot(&server, place.id), BootAnswer::Hold { restart: true, .. }), "it booted the role's");
+    assert!(matches!(node.boot(&server, next), BootAnswer::Go(_)));
+}
+
+#[test]
+fn hardware_is_replaced_and_nodes_are_removed() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let replace = ["node", "replace", "test1", "--mac", "52:54:00:00:00:21", "--disk", "serial=S9"];
+    is(&place, &replace, 0, &["52:54:00:00:00:21 from now on, with a new disk", "into the site file"]);
+    assert_eq!(server.script().0, 503, "the old card is nobody's");
+    assert_eq!(server.get("/boot/script?mac=52:54:00:00:00:21&arch=x86_64").0, 200);
+    is(&place, &["node", "show", "test1"], 0, &["disk serial S9"]);
+    is(&place, &["node", "replace", "test1", "--mac", "52:54:00:00:00:02"], 3, &["is node test2's"]);
+    is(&place, &["node", "replace", "test1", "--disk", "colour=red"], 2, &["is not serial="]);
+    is(&place, &["node", "rm", "test2"], 0, &["node test2 removed", "out of the site file"]);
+    assert!(!place.kiln(&["node", "ls"]).1.contains("test2"));
+    is(&place, &["node", "rm", "test2"], 2, &["no node"]);
+}
+
+/// Three members of one database.
+struct Cluster {
+    place: Place,
+    server: Server,
+    members: Vec<tls::Identity>,
+}
+
+const NAMES: [(&str, &str); 3] = [("test1", MAC), ("test2", "52:54:00:00:00:02"), ("test3", "52:54:00:00:00:03")];
+
+impl Cluster {
+    fn new() -> Cluster {
+        let place = Place::new();
+        let galera = Clustered {
+            name: "galera".into(),
+            formation: Some(Formation { kind: FormationKind::Seeded, dark: Some(Dark::Rank) }),
+            cluster_steps: BTreeMap::new(),
+            peer_steps: vec![],
+        };
+        let id = store_clustered(&place.path("store"), b"kernel", "latest", None, vec![galera]);
+        let third = SITE.replace("test2", "test3").replace("00:00:02", "00:00:03").replace("127.0.0.2", "127.0.0.3");
+        let third = third.rsplit_once("[[node]]").unwrap().1;
+        std::fs::write(place.path("site.toml"), format!("{SITE}[[node]]{third}")).unwrap();
+        let server = Server::start(&place);
+        is(&place, &["cluster", "form"], 0, &[]);
+        let mut cluster = Cluster { place, server, members: Vec::new() };
+        for (i, (name, mac)) in NAMES.into_iter().enumerate() {
+            let server = &cluster.server;
+            assert_eq!(server.get(&format!("/boot/script?mac={mac}&arch=x86_64")).0, 200);
+            let node = Node { name, mac, ..Node::new(i as u8 + 1) };
+            let BootAnswer::Go(go) = node.boot(server, id) else { panic!("held") };
+            let answer = node.register(server, id, go.credential).unwrap();
+            let identity = node.identity(&answer.certificate);
+            let claim = ClaimRequest { system: "galera".into(), seq: 1, ask: Ask::Start { data: Data::Blank } };
+            let verdict: Verdict = server.say("/v1/claim", &claim, Some(&identity)).unwrap();
+            assert_eq!(matches!(verdict, Verdict::Seed), i == 0, "{verdict:?}");
+            cluster.members.push(identity);
+            cluster.well(i);
+        }
+        cluster
+    }
+
+    fn well(&self, i: usize) {
+        let system = SystemReport {
+            name: "galera".into(),
+            state: SystemState::Healthy,
+            reason: String::new(),
+            lineage: Some("L".into()),
+            stranded: false,
+            guests: vec![],
+        };
+        self.say(i, Report { systems: vec![system], seq: 5, ..report(Phase::Ready) });
+    }
+
+    fn say(&self, i: usize, report: Report) {
+        self.server.say::<ReportAnswer>("/v1/report", &report, Some(&self.members[i])).unwrap();
+    }
+}
+
+#[test]
+fn the_gate_refuses_with_its_arithmetic_and_says_so_later() {
+    let cluster = Cluster::new();
+    let place = &cluster.place;
+    let given = is(place, &["node", "reimage", "test1", "--disks", "wipe"], 0, &["order "]);
+    // Two operators at once: the second one would take the majority.
+    let one = "galera: 3 members, 2 healthy, this leaves 1, majority is 2";
+    is(place, &["node", "reimage", "test2"], 3, &["reimage, disks kept of test2 is refused", one]);
+    is(place, &["node", "cancel", &order_in(&given)], 0, &[]);
+    cluster.say(2, Report { leaving: true, seq: 6, ..report(Phase::Ready) });
+    is(place, &["node", "reimage", "test1"], 3, &[one]);
+    is(place, &["explain", "test1", "--last", "1"], 0, &["rule quorum", one, "down: test3"]);
+    cluster.say(1, Report { leaving: true, seq: 6, ..report(Phase::Ready) });
+    let wipe = ["node", "reimage", "test1", "--disks", "wipe", "--force", "drill"];
+    is(place, &wipe, 3, &["galera: no other node is seen to serve L", "--destroy-last-copy galera"]);
+    let given = is(place, &[&wipe[..], &["--destroy-last-copy", "galera"]].concat(), 0, &["forced: drill"]);
+    is(place, &["explain", "test1", "--last", "1"], 0, &["rule gate, forced", "last copy of = galera"]);
+    is(place, &["node", "cancel", &order_in(&given)], 0, &[]);
+    is(place, &["node", "rm", "test1"], 3, &["while its session lives"]);
+}
