@@ -47,7 +47,10 @@ pub(super) fn boot(state: &State, live: &Live, boot: &Boot, now_ms: u64) -> Resu
         }
     };
     let known = node.as_ref().map(|n| state.node(n));
-    let order = known.as_ref().and_then(|k| orders::of_boot(k, boot.request.image));
+    // The key proves itself at the register; here only the address tells that it is the node's boot.
+    let ours = minted.is_some() || node.as_ref().is_some_and(|n| is_from_its_address(state, boot, n));
+    let may = ours && live.may_speak(boot.request.mac, false, now_ms);
+    let order = known.as_ref().filter(|_| may).and_then(|k| orders::of_boot(k, boot.request.image));
     let how = if minted.is_some() { "go, with a credential" } else { "go, with the key on its state disk" };
     let answer = match order {
         Some(o) => format!("{how}, by order {} (disks {})", o.order.id, o.order.disks.word()),
@@ -128,6 +131,11 @@ fn grant(
     let address = boot.source;
     let hash = credential_of(&boot.credential);
     Ok((rule, Some(Credential { boot_id: request.boot_id.clone(), hash, address })))
+}
+
+fn is_from_its_address(state: &State, boot: &Boot, node: &str) -> bool {
+    let expected = state.site_node(node).map(|n| expected_addresses(state, boot, n));
+    matches!(expected, Some(Ok(addresses)) if addresses.contains(&boot.source))
 }
 
 fn keeps_under_order(known: &NodeState) -> bool {
