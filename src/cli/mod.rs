@@ -19,6 +19,7 @@ pub mod places;
 pub mod recipes;
 pub mod repo;
 pub mod restore;
+pub mod rollout;
 pub mod secrets;
 pub mod serve;
 pub mod site;
@@ -47,6 +48,7 @@ pub enum Verb {
     Site(site::Arguments),
     Node(node::Arguments),
     Cluster(cluster::Arguments),
+    Rollout(rollout::Arguments),
     Explain(explain::Arguments),
     Events(events::Arguments),
     Build(build::Arguments),
@@ -68,6 +70,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Site(arguments) => site::run(arguments),
         Verb::Node(arguments) => node::run(arguments),
         Verb::Cluster(arguments) => cluster::run(arguments),
+        Verb::Rollout(arguments) => rollout::run(arguments),
         Verb::Explain(arguments) => explain::run(arguments),
         Verb::Events(arguments) => events::run(arguments),
         Verb::Build(arguments) => build::run(&arguments),

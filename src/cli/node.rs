@@ -123,15 +123,15 @@ struct RiskArg {
 
 impl RiskArg {
     fn risk(self) -> Risk {
-        let names = ["SUDO_USER", "USER", "LOGNAME"];
-        let giver = names.iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
-        Risk {
-            giver: giver.unwrap_or_else(|| "the operator".into()),
-            force: self.force,
-            destroy: self.destroy_last_copy,
-            lose_guests: self.guests.is_some(),
-        }
+        Risk { giver: giver(), force: self.force, destroy: self.destroy_last_copy, lose_guests: self.guests.is_some() }
     }
+}
+
+/// Who gives an order, as far as the environment says.
+pub(super) fn giver() -> String {
+    let names = ["SUDO_USER", "USER", "LOGNAME"];
+    let giver = names.iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+    giver.unwrap_or_else(|| "the operator".into())
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]

@@ -9,11 +9,14 @@ mod sockets;
 
 use super::exit::{Exit, error};
 use super::{places, restore, secrets};
+use crate::image::id::ImageId;
 use crate::image::store::Store;
-use crate::ledger::decide::{ChosenImage, Command, Reimage, Replace};
+use crate::ledger::decide::{ChosenImage, Command, Reimage, Replace, StartRollout};
 use crate::ledger::event::UsedImage;
 use crate::ledger::log::Log;
+use crate::ledger::rollout::PackageChange;
 use crate::ledger::sqlite::{self, Reader, Sqlite};
+use crate::ledger::state::State;
 use crate::ledger::witness::Witness;
 use crate::ledger::writer::{Ledger, SubmitError};
 use crate::pxe::admin::message::Request;
@@ -28,7 +31,7 @@ use crate::pxe::tftp::server as tftp;
 use crate::site::{Site, file};
 use crate::sys::{clock, files};
 use anyhow::{Context, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
@@ -163,7 +166,7 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runt
         eprintln!("note: {doubt}; what depends on it waits until every node has spoken, or kiln cluster adopt");
     }
     ledger.submit(Command::Start { doubt }).await.map_err(refused)?;
-    ledger.submit(Command::Expire { wall_ms: clock::now_ms() }).await.map_err(refused)?;
+    ledger.submit(Command::Tick { wall_ms: clock::now_ms() }).await.map_err(refused)?;
     first_site(&ledger, &store, &secrets, &site, &arguments.site).await?;
     let in_use = Arc::new(images::InUse::new(&state));
     in_use.write(ledger.snapshot().state.images_in_use())?;
@@ -345,14 +348,48 @@ fn translate(store: &Store, order: Request, ledger: &Ledger) -> Result<Command, 
             let looked = image.map(|reference| images::look_up(store, &reference)).transpose();
             let looked = looked.map_err(|e| (404, format!("{e:#}")))?;
             let image = looked.map(|l| ChosenImage { image: l.image, release: l.release, role: l.role });
-            let id = crate::image::id::hex(&keys::random().map_err(|e| (500, format!("{e:#}")))?[..4]);
+            let id = short_id()?;
             let expires_ms = clock::now_ms().saturating_add(expires_secs.saturating_mul(1000));
             Command::Reimage(Box::new(Reimage { id, node, image, disks, expires_ms, risk }))
         }
+        Request::RolloutStart { role, image, allow_upgrade, max_unavailable, giver, plan: _ } => {
+            let looked = images::look_up(store, &image).map_err(|e| (404, format!("{e:#}")))?;
+            // Against all that its nodes run: of a rollout that was given up some have the one, some the other.
+            let mut changes = Vec::new();
+            for before in running(&ledger.snapshot().state, &role).iter().filter(|id| **id != looked.image.id) {
+                let differ = package_changes(store, before, &looked.image.id);
+                changes.extend(differ.map_err(|e| (409, format!("comparing packages: {e:#}")))?);
+            }
+            let image = ChosenImage { image: looked.image, release: looked.release, role: looked.role };
+            let id = short_id()?;
+            let asked = StartRollout { id, role, image, changes, allow_upgrade, max_unavailable, giver };
+            Command::StartRollout(Box::new(asked))
+        }
+        Request::RolloutPause { reason } => Command::PauseRollout { reason },
+        Request::RolloutResume => Command::ResumeRollout,
+        Request::RolloutAbort => Command::AbortRollout,
         Request::Cancel { order, failed } => Command::Cancel { order, failed },
         Request::Replace { node, macs, disk, risk } => Command::Replace(Box::new(Replace { node, macs, disk, risk })),
         Request::Remove { node, risk } => Command::Remove { node, risk },
     })
+}
+
+/// Names an order or a rollout.
+fn short_id() -> Result<String, (u16, String)> {
+    let random = keys::random().map_err(|e| (500, format!("{e:#}")))?;
+    Ok(crate::image::id::hex(&random[..4]))
+}
+
+/// The role's image, and those that its nodes run.
+fn running(state: &State, role: &str) -> BTreeSet<ImageId> {
+    let nodes = state.site.iter().flat_map(|s| &s.nodes).filter(|n| n.role == role);
+    let run = nodes.filter_map(|n| Some(state.nodes.get(&n.name)?.session.as_ref()?.image));
+    run.chain(state.image_of(role).map(|i| i.id)).collect()
+}
+
+fn package_changes(store: &Store, from: &ImageId, to: &ImageId) -> Result<Vec<PackageChange>> {
+    let changes = crate::build::diff::packages(&store.config(from)?, &store.config(to)?);
+    Ok(changes.into_iter().map(|p| PackageChange { name: p.name, from: p.from, to: p.to }).collect())
 }
 
 fn read_loaders(folder: Option<&Path>) -> Result<Loaders> {
@@ -476,8 +513,9 @@ async fn wait(
                 if ledger.ended() {
                     anyhow::bail!("the ledger's writer ended; see the log above")
                 }
-                if !ledger.snapshot().state.open_orders.is_empty() {
-                    ledger.submit_quietly(Command::Expire { wall_ms: clock::now_ms() });
+                let state = ledger.snapshot().state;
+                if !state.open_orders.is_empty() || state.rollout.as_ref().is_some_and(|r| r.is_running()) {
+                    ledger.submit_quietly(Command::Tick { wall_ms: clock::now_ms() });
                 }
             }
         }

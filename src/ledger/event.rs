@@ -3,6 +3,7 @@
 
 use super::message::{Data, Disk, Phase, SystemReport};
 use super::order::{End, Order};
+use super::rollout::Rollout;
 use crate::image::id::{Digest, ImageId};
 use crate::recipe::system::Clustered;
 use crate::site::{Mac, Site, Uuid};
@@ -311,6 +312,19 @@ pub enum Event {
         node: String,
         end: End,
     },
+    /// The operator's word: all nodes of a role get another image, one after the other.
+    RolloutStarted {
+        rollout: Box<Rollout>,
+    },
+    /// It gives no further order: the operator said so, or one did not end in *ready*.
+    RolloutPaused {
+        reason: String,
+    },
+    RolloutResumed {},
+    /// `done`: all nodes have the image; else the operator gave it up.
+    RolloutEnded {
+        done: bool,
+    },
     /// The node's name has other hardware from now on: cards that it was approved on are nobody's.
     NodeReplaced {
         node: String,
@@ -342,6 +356,10 @@ impl Event {
             | Event::Unvouched { .. }
             | Event::Vouched {}
             | Event::SetAside { .. }
+            | Event::RolloutStarted { .. }
+            | Event::RolloutPaused { .. }
+            | Event::RolloutResumed {}
+            | Event::RolloutEnded { .. }
             | Event::Adopted { .. } => None,
             Event::MachineSeen { mac, .. } => Some(mac.to_string()),
             Event::Answered { node, mac, .. } | Event::PhaseReached { node, mac, .. } => {

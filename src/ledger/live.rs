@@ -133,6 +133,11 @@ impl Live {
                 }
             }
             Command::Reimage(order) => drop(self.asked.insert(order.node.clone(), now_ms)),
+            Command::Tick { .. } => {
+                for node in state.open_orders.values() {
+                    self.asked.entry(node.clone()).or_insert(now_ms);
+                }
+            }
             Command::Saw { mac, .. } => self.ask(state, *mac, now_ms),
             Command::Answer(answer) => self.ask(state, answer.mac, now_ms),
             _ => {}

@@ -14,6 +14,7 @@ pub mod live;
 pub mod log;
 pub mod message;
 pub mod order;
+pub mod rollout;
 pub mod sqlite;
 pub mod state;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::cluster::Cluster;
 use super::event::{Asked, Event, UsedImage};
 use super::message::{Disk, Phase, SystemReport};
 use super::order::{Begun, End, OrderState};
+use super::rollout::RolloutState;
 use crate::image::id::{Digest, ImageId};
 use crate::recipe::system::Clustered;
 use crate::site::{Mac, Node, Site, Uuid};
@@ -28,6 +29,8 @@ pub struct State {
     pub cluster: Cluster,
     /// Orders that have not come to their end: id -> node.
     pub open_orders: BTreeMap<String, String>,
+    /// The last one that was started.
+    pub rollout: Option<Arc<RolloutState>>,
     /// Of every node's current certificate.
     fingerprints: BTreeMap<Digest, String>,
 }
@@ -231,7 +234,8 @@ impl State {
         let running = self.nodes.values().map(|n| n.session.as_ref().map(|s| s.image));
         let ordered = self.nodes.values().map(|n| n.open_order().map(|o| o.order.image.id));
         let own = self.nodes.values().map(|n| n.image.as_ref().map(|i| i.id));
-        used.chain(running).chain(ordered).chain(own).flatten().collect()
+        let rollout = self.rollout.iter().flat_map(|r| [Some(r.rollout.image.id), Some(r.rollout.before.id)]);
+        used.chain(running).chain(ordered).chain(own).chain(rollout).flatten().collect()
     }
 
     /// Folds one event. Total: an event that names what is not there makes it.
@@ -294,6 +298,12 @@ impl State {
             }
             Event::OrderGiven { .. } | Event::OrderBooted { .. } | Event::OrderBegun { .. } => self.apply_order(event),
             Event::OrderEnded { .. } => self.apply_order(event),
+            Event::RolloutStarted { rollout } => {
+                self.rollout = Some(Arc::new(RolloutState::new((**rollout).clone())));
+            }
+            Event::RolloutPaused { .. } | Event::RolloutResumed {} | Event::RolloutEnded { .. } => {
+                self.rollout.iter_mut().for_each(|r| Arc::make_mut(r).apply(event));
+            }
             _ => self.apply_to_node(event),
         }
     }
@@ -374,11 +384,13 @@ impl State {
         match event {
             Event::OrderGiven { order, .. } => {
                 self.open_orders.insert(order.id.clone(), order.node.clone());
+                let ours = self.rollout.iter_mut().filter(|r| order.rollout.as_ref() == Some(&r.rollout.id));
+                ours.for_each(|r| Arc::make_mut(r).given.push((order.node.clone(), order.id.clone())));
                 self.node_mut(&order.node).order = Some(OrderState::new((**order).clone(), rev));
             }
             Event::OrderBooted { order, node, boot_id } => {
                 if let Some(known) = self.order_mut(node, order) {
-                    (known.booted, known.registered) = (Some(boot_id.clone()), None);
+                    known.booted = Some(boot_id.clone());
                 }
             }
             Event::OrderBegun { order, node, boot_id, disk, .. } => {

@@ -66,14 +66,17 @@ fn the_golden_log_of_version_2_folds_to_what_it_always_did() {
 fn the_golden_log_of_version_3_folds_to_what_it_always_did() {
     let (state, kinds) = folded(V3);
     let of_orders = kinds.iter().filter(|k| k.starts_with("order-") || k.starts_with("node-re")).count();
-    assert_eq!(of_orders, 7, "every kind that version 3 brought stands in it: {kinds:?}");
+    let of_rollouts = kinds.iter().filter(|k| k.starts_with("rollout-")).count();
+    assert_eq!((of_orders, of_rollouts), (7, 4), "every kind that version 3 brought stands in it: {kinds:?}");
     let (one, two) = (state.node("infra1"), state.node("infra2"));
     let spent = one.order.as_ref().unwrap();
-    assert_eq!((spent.ended, spent.registered, spent.made), (Some(order::End::Ready), Some(2), true));
+    assert_eq!((spent.order.id.as_str(), spent.ended), ("99999999", None));
+    let rollout = state.rollout.as_ref().unwrap();
+    assert_eq!((rollout.given.len(), rollout.forgiven.len(), rollout.ended), (1, 1, Some(false)));
     assert_eq!(one.image.as_ref().map(|i| i.reference.as_str()), Some("zed/infra:v2"), "not its role's");
     let open = &two.open_order().unwrap().order;
     assert_eq!((open.id.as_str(), open.force.as_deref(), open.lose_guests), ("4e5f6071", Some("the rack burns"), true));
-    assert_eq!(state.open_orders.keys().collect::<Vec<_>>(), ["4e5f6071"]);
+    assert_eq!(state.open_orders.keys().collect::<Vec<_>>(), ["4e5f6071", "99999999"]);
     let old = &state.machines[&"52:54:00:00:00:02".parse::<Mac>().unwrap()];
     assert!(old.approved.is_none() && two.approved);
     assert_eq!(two.report.as_ref().unwrap().systems[0].guests, ["web"]);

@@ -76,6 +76,13 @@ pub fn line(event: &Event) -> String {
         Event::OrderBooted { order, .. } => format!("boots by order {order}"),
         Event::OrderBegun { order, disk, found, .. } => format!("order {order} wipes disk {} ({found})", disk.name),
         Event::OrderEnded { order, end, .. } => format!("order {order} ended: {}", end.word()),
+        Event::RolloutStarted { rollout } => {
+            let (role, image, nodes) = (&rollout.role, rollout.image.id.short(), rollout.nodes.len());
+            format!("rollout {} of role {role} to {image} started: {nodes} nodes, by {}", rollout.id, rollout.giver)
+        }
+        Event::RolloutPaused { reason } => format!("rollout paused: {reason}"),
+        Event::RolloutResumed {} => "rollout goes on".into(),
+        Event::RolloutEnded { done } => format!("rollout {}", if *done { "done" } else { "aborted" }),
         Event::NodeReplaced { node, macs, fresh } => {
             let macs: Vec<String> = macs.iter().map(|m| m.to_string()).collect();
             let disk = if *fresh { ", with a new disk" } else { ", with its old disk" };

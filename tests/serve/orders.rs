@@ -238,3 +238,40 @@ fn the_gate_refuses_with_its_arithmetic_and_says_so_later() {
     is(place, &["node", "cancel", &order_in(&given)], 0, &[]);
     is(place, &["node", "rm", "test1"], 3, &["while its session lives"]);
 }
+
+#[test]
+fn a_rollout_is_planned_started_and_given_up() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let next = store_image(&place.path("store"), b"another kernel", "next");
+    let start = ["rollout", "start", "--role", "test", "--image", "zed/test:next"];
+    is(&place, &["rollout", "status"], 2, &["no rollout was started yet"]);
+    is(&place, &["rollout", "pause"], 2, &["no rollout is open"]);
+    is(&place, &[&start[..], &["--plan"]].concat(), 0, &["nodes, one after the other: test1 test2"]);
+    is(&place, &["rollout", "status"], 2, &["no rollout was started yet"]);
+    is(
+        &place,
+        &["rollout", "start", "--role", "nope", "--image", "zed/test:next"],
+        2,
+        &["no node of this site has role"],
+    );
+    is(&place, &start, 0, &[&next.short(), "2 nodes"]);
+    is(&place, &start, 3, &["a rollout of role test is open"]);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !server.script().1.contains(&format!("kiln.image={next}")) {
+        assert!(Instant::now() < deadline, "the first node gets no order: {}", place.kiln(&["rollout", "status"]).1);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    is(
+        &place,
+        &["rollout", "status"],
+        0,
+        &["running", "waits for test1 to be ready", "waits for the machine to boot", "to come"],
+    );
+    is(&place, &["rollout", "pause"], 0, &["rollout paused"]);
+    is(&place, &["rollout", "status"], 0, &["paused: by "]);
+    is(&place, &["rollout", "resume"], 0, &["goes on"]);
+    is(&place, &["rollout", "abort"], 0, &["ended: cancelled", "rollout aborted"]);
+    is(&place, &["rollout", "status"], 0, &["aborted"]);
+    assert!(server.script().1.contains(&format!("kiln.image={}", place.id)));
+}

@@ -14,6 +14,7 @@ mod order_tests;
 mod orders;
 mod register;
 mod report;
+mod rollout;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ pub use cluster::ranks;
 pub use operator::{MachineId, site_diff};
 pub use orders::{BLANK, restart};
 pub use register::{Admitted, Shown, check as check_register};
+pub use rollout::{Next, next as next_in_rollout};
 pub use step::peers;
 
 use super::event::{Asked, Event, UsedImage};
@@ -31,6 +33,7 @@ use super::live::Live;
 use super::message::{
     BootRequest, ClaimRequest, DiskRequest, Disks, DoneRequest, PhaseReport, RegisterRequest, Report,
 };
+use super::rollout::PackageChange;
 use super::state::{NodeState, State};
 use crate::image::id::{Digest, ImageId};
 use crate::site::{DiskMatch, Mac, Site, Uuid};
@@ -120,10 +123,16 @@ pub enum Command {
         order: String,
         failed: bool,
     },
-    /// Time went by; the only command that looks at the wall clock.
-    Expire {
+    /// Time went by: ends orders, leads a rollout on; the only command that looks at the wall clock.
+    Tick {
         wall_ms: u64,
     },
+    StartRollout(Box<StartRollout>),
+    PauseRollout {
+        reason: String,
+    },
+    ResumeRollout,
+    AbortRollout,
     /// `POST /v1/orders/<id>/begin`.
     Begin {
         order: String,
@@ -165,6 +174,20 @@ pub struct Reimage {
     /// Wall clock, Unix milliseconds.
     pub expires_ms: u64,
     pub risk: Risk,
+}
+
+/// A rollout that is asked for.
+#[derive(Clone, Debug)]
+pub struct StartRollout {
+    /// Eight random hexadecimal digits.
+    pub id: String,
+    pub role: String,
+    pub image: ChosenImage,
+    /// Against the role's image of today.
+    pub changes: Vec<PackageChange>,
+    pub allow_upgrade: bool,
+    pub max_unavailable: u32,
+    pub giver: String,
 }
 
 /// An image that was looked up.
@@ -328,7 +351,14 @@ fn rule(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Ve
         Command::Fence { node } => cluster::fence(state, live, node, now_ms),
         Command::Reimage(asked) => orders::give(state, live, asked, now_ms),
         Command::Cancel { order, failed } => orders::cancel(state, order, *failed),
-        Command::Expire { wall_ms } => Ok(orders::expire(state, *wall_ms)),
+        Command::Tick { wall_ms } => Ok(match orders::expire(state, *wall_ms) {
+            over if over.is_empty() => rollout::advance(state, live, *wall_ms, now_ms),
+            over => over,
+        }),
+        Command::StartRollout(asked) => rollout::start(state, asked),
+        Command::PauseRollout { reason } => rollout::pause(state, reason),
+        Command::ResumeRollout => rollout::resume(state),
+        Command::AbortRollout => rollout::abort(state),
         Command::Begin { order, request, source } => orders::begin(state, live, order, request, *source, now_ms),
         Command::Replace(asked) => orders::replace(state, live, asked, now_ms),
         Command::Remove { node, risk } => orders::remove(state, live, node, risk, now_ms),

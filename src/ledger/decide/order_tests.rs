@@ -8,6 +8,7 @@ use crate::ledger::message::{
     BootOrder, Disk, Phase, SESSION_DEAD_SECS, SystemReport, SystemState, register_statement,
 };
 use crate::ledger::order::End;
+use crate::ledger::rollout::PackageChange;
 use crate::recipe::system::{Clustered, Dark, Formation, FormationKind};
 use crate::site::{Cluster, Network, Node, StateDisk};
 use base64::Engine as _;
@@ -202,6 +203,16 @@ impl World {
         boot_id: &str,
         image: ImageId,
     ) -> Result<(Option<String>, Option<BootOrder>), Refusal> {
+        self.boot_from(number, boot_id, image, number)
+    }
+
+    fn boot_from(
+        &mut self,
+        number: u8,
+        boot_id: &str,
+        image: ImageId,
+        source: u8,
+    ) -> Result<(Option<String>, Option<BootOrder>), Refusal> {
         let request = BootRequest {
             mac: mac(number),
             uuid: None,
@@ -210,7 +221,7 @@ impl World {
             version: "1".into(),
             disks: vec![],
         };
-        let (source, credential) = ([10, 0, 0, number].into(), format!("secret of {boot_id}"));
+        let (source, credential) = ([10, 0, 0, source].into(), format!("secret of {boot_id}"));
         let boot = Boot {
             request: request.clone(),
             source,
@@ -471,7 +482,7 @@ fn a_wiped_node_comes_back_by_its_order_with_a_fresh_key() {
     let cancel = |failed| Command::Cancel { order: ID.into(), failed };
     assert!(w.run(cancel(false)).unwrap_err().reason.contains("has touched disk vda of n1"));
     // The power goes: the next boot goes on under the same order, and time does not end it.
-    assert_eq!(w.run(Command::Expire { wall_ms: WALL + 9000 }), Ok(vec![]));
+    assert_eq!(w.run(Command::Tick { wall_ms: WALL + 9000 }), Ok(vec![]));
     let (credential, order) = w.boot(1, BOOT_B, image(1).id).unwrap();
     assert_eq!(order.unwrap().id, ID);
     assert_eq!(w.register(1, BOOT_B, 5, credential.clone()), Ok(2));
@@ -507,6 +518,10 @@ fn a_wiped_node_comes_back_by_its_order_with_a_fresh_key() {
 fn a_kept_disk_signs_for_itself_and_a_lost_one_is_admitted_by_the_order() {
     let mut w = World::new();
     assert_eq!(w.refused("n1", Disks::Keep, risk()), "");
+    // Whoever else says that it boots: the order is not his.
+    let rev = w.state.rev;
+    assert_eq!(w.boot_from(1, BOOT_C, image(1).id, 77).unwrap(), (None, None));
+    assert!(w.last("n1").booted.is_none() && w.state.rev <= rev + 1);
     // Its key is as good as ever, while the old session may live.
     let (credential, order) = w.boot(1, BOOT_A, image(1).id).unwrap();
     assert_eq!((credential.is_none(), order.unwrap().disks), (true, Disks::Keep));
@@ -570,8 +585,8 @@ fn a_live_node_is_not_restarted_while_another_one_is_away() {
 fn time_ends_an_order_that_nobody_followed() {
     let mut w = World::new();
     assert_eq!(w.refused("n1", Disks::Wipe, risk()), "");
-    assert_eq!(w.run(Command::Expire { wall_ms: WALL }), Ok(vec![]));
-    assert_eq!(w.run(Command::Expire { wall_ms: WALL + 1000 }).unwrap().len(), 1);
+    assert_eq!(w.run(Command::Tick { wall_ms: WALL }), Ok(vec![]));
+    assert_eq!(w.run(Command::Tick { wall_ms: WALL + 1000 }).unwrap().len(), 1);
     assert_eq!(w.last("n1").ended, Some(End::Expired));
     w.says("n1", Phase::Ready, vec![], None, true);
     assert_eq!(w.boot(1, BOOT_A, image(1).id), Ok((None, None)), "a boot as any other");
@@ -708,4 +723,127 @@ fn a_decision_at_ten_thousand_nodes_is_quick() {
     println!("an order among 10,000 nodes: {each:.3} ms");
     // The bound is 1 ms; a debug build on a busy machine gets twenty times as much.
     assert!(each < 20.0, "{each} ms");
+}
+
+fn rollout(w: &mut World, changes: &[(&str, &str, &str)], allow_upgrade: bool) -> Result<Vec<Event>, Refusal> {
+    let change = |(name, from, to): &(&str, &str, &str)| PackageChange {
+        name: name.to_string(),
+        from: from.to_string(),
+        to: to.to_string(),
+    };
+    w.run(Command::StartRollout(Box::new(StartRollout {
+        id: "00000001".into(),
+        role: "infra".into(),
+        image: ChosenImage { image: image(2), release: "zed".into(), role: "infra".into() },
+        changes: changes.iter().map(change).collect(),
+        allow_upgrade,
+        max_unavailable: 1,
+        giver: "ada".into(),
+    })))
+}
+
+impl World {
+    /// The node whose order the next tick gives; empty: none.
+    fn tick(&mut self) -> String {
+        let events = self.run(Command::Tick { wall_ms: WALL }).unwrap();
+        let given = events.iter().find_map(|event| match event {
+            Event::OrderGiven { order, .. } => Some(order.node.clone()),
+            _ => None,
+        });
+        given.unwrap_or_default()
+    }
+
+    /// The node leaves, boots by its order, and is ready.
+    fn follows(&mut self, number: u8) {
+        let name = format!("n{number}");
+        let id = self.last(&name).order.id;
+        self.says(&name, Phase::Ready, vec![], None, true);
+        let boot_id = format!("{number:08x}-0000-4000-8000-{:012x}", self.state.rev);
+        let (_, order) = self.boot(number, &boot_id, Digest([2; 32])).unwrap();
+        assert_eq!(order.unwrap().disks, Disks::Keep);
+        let generation = self.state.node(&name).generation + 1;
+        self.fold(Event::Registered {
+            node: name.clone(),
+            generation,
+            boot_id,
+            mac: mac(number),
+            address: [10, 0, 0, number].into(),
+            key: "k".into(),
+            fingerprint: Digest::of(format!("{name} {generation}").as_bytes()),
+            image: Digest([2; 32]),
+            version: "1".into(),
+            by_credential: false,
+        });
+        let all = ["db", "mq", "vote"].map(|s| system(s, SystemState::Healthy, true));
+        self.says(&name, Phase::Ready, all.into(), Some(&id), false);
+        assert_eq!(self.last(&name).ended, Some(End::Ready));
+    }
+}
+
+#[test]
+fn a_rollout_goes_from_node_to_node_and_ends_with_the_roles_image() {
+    let mut w = World::new();
+    rollout(&mut w, &[("openssh-server", "1", "2")], false).unwrap();
+    assert!(rollout(&mut w, &[], false).unwrap_err().reason.contains("a rollout of role infra is open"));
+    for (number, name) in [(1, "n1"), (2, "n2"), (3, "n3")] {
+        assert_eq!(w.tick(), name);
+        assert_eq!(w.tick(), "", "one at a time");
+        // The server is started again in the middle: nothing goes on before all have spoken.
+        w.live = Live::new(w.now);
+        assert_eq!(w.tick(), "");
+        NAMES.iter().for_each(|n| w.well(n));
+        w.follows(number);
+        w.live = Live::new(w.now);
+        assert_eq!(w.tick(), "", "nobody has spoken");
+        NAMES.iter().for_each(|n| w.well(n));
+    }
+    assert_eq!(w.state.image_of("infra").unwrap().id.0[0], 2);
+    assert_eq!(w.state.rollout.as_ref().unwrap().ended, Some(true));
+    assert!(NAMES.iter().all(|n| w.state.node(n).image.is_none()), "it is their role's by now");
+}
+
+#[test]
+fn a_rollout_waits_for_the_gate_and_stops_at_the_first_failure() {
+    let mut w = World::new();
+    rollout(&mut w, &[], false).unwrap();
+    w.says("n3", Phase::Ready, vec![], None, true);
+    assert_eq!(w.tick(), "");
+    let known = w.state.rollout.clone().unwrap();
+    let Next::Waits(why) = next_in_rollout(&w.state, &w.live, &known, w.now) else { panic!("it goes on") };
+    assert!(why.contains("n1's turn: db: 3 members, 2 healthy, this leaves 1"), "{why}");
+    w.registers("n3");
+    w.well("n3");
+    assert_eq!(w.tick(), "n1");
+    let first = w.last("n1").order.id;
+    w.run(Command::Cancel { order: first.clone(), failed: false }).unwrap();
+    assert_eq!(w.tick(), "");
+    let paused = w.state.rollout.as_ref().unwrap().paused.clone().unwrap();
+    assert!(paused.contains(&format!("order {first} of n1 ended: cancelled")), "{paused}");
+    assert_eq!(w.tick(), "");
+    w.run(Command::ResumeRollout).unwrap();
+    assert_eq!(w.tick(), "n1");
+    assert_ne!(w.last("n1").order.id, first);
+    w.run(Command::PauseRollout { reason: "lunch".into() }).unwrap();
+    w.follows(1);
+    assert_eq!(w.tick(), "", "what is under way goes on, nothing further");
+    w.run(Command::ResumeRollout).unwrap();
+    assert_eq!(w.tick(), "n2");
+    w.run(Command::AbortRollout).unwrap();
+    assert_eq!((w.last("n2").ended, w.tick().as_str()), (Some(End::Cancelled), ""));
+    let boots = |n: &str| w.state.image_for(w.state.site_node(n).unwrap()).unwrap().id.0[0];
+    assert_eq!((boots("n1"), boots("n2")), (2, 1), "who has it keeps it");
+    assert_eq!(w.run(Command::AbortRollout).unwrap_err().why, Why::NotFound);
+}
+
+#[test]
+fn a_rollout_across_minor_versions_needs_a_word_of_its_own() {
+    let mut w = World::new();
+    let risky = [("galera-4", "26.4.13-1", "26.5.1-1")];
+    let no = rollout(&mut w, &risky, false).unwrap_err();
+    assert!(no.reason.contains("~ galera-4 26.4.13-1 -> 26.5.1-1; next: --allow-upgrade"), "{}", no.reason);
+    assert_eq!(w.refused("n1", Disks::Keep, risk()), "");
+    assert!(rollout(&mut w, &[], false).unwrap_err().reason.contains("of node n1 is open"));
+    w.run(Command::Cancel { order: ID.into(), failed: false }).unwrap();
+    rollout(&mut w, &risky, true).unwrap();
+    assert_eq!(w.state.rollout.as_ref().unwrap().rollout.risky.len(), 1);
 }

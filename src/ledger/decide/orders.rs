@@ -67,6 +67,7 @@ pub(super) fn give(state: &State, live: &Live, asked: &Reimage, now_ms: u64) -> 
         force: risk.force.as_deref().map(|f| text::clean(f, 200)),
         destroy,
         lose_guests: risk.lose_guests,
+        rollout: None,
     };
     let judged = gate::gate(state, live, &Loss { guests: true, ..loss(state, &order) }, now_ms)?;
     if !judged.against.is_empty() {
@@ -75,16 +76,21 @@ pub(super) fn give(state: &State, live: &Live, asked: &Reimage, now_ms: u64) -> 
     Ok(vec![Event::OrderGiven { order: Box::new(order), facts: judged.facts }])
 }
 
+/// What a reimage of a node that may live takes from the cluster.
+pub(super) fn loss_of<'a>(state: &State, node: &'a str, disks: Disks) -> Loss<'a> {
+    let keeps = state.site_node(node).map(|n| state.keeps(n));
+    let wipes = disks == Disks::Wipe || matches!(keeps, Some(Ok(Keeps::Volatile)));
+    Loss { node, wipes, guests: true, forced: false, destroy: &[], lose_guests: false }
+}
+
 /// What following an order takes from the cluster. A node whose state is in memory keeps nothing.
 fn loss<'a>(state: &State, order: &'a Order) -> Loss<'a> {
-    let keeps = state.site_node(&order.node).map(|n| state.keeps(n));
     Loss {
-        node: &order.node,
-        wipes: order.disks == Disks::Wipe || matches!(keeps, Some(Ok(Keeps::Volatile))),
         guests: false,
         forced: order.force.is_some(),
         destroy: &order.destroy,
         lose_guests: order.lose_guests,
+        ..loss_of(state, &order.node, order.disks)
     }
 }
 

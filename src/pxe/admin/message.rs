@@ -28,6 +28,67 @@ pub enum Request {
     Cancel { order: String, failed: bool },
     Replace { node: String, macs: Vec<Mac>, disk: Option<DiskMatch>, risk: Risk },
     Remove { node: String, risk: Risk },
+    RolloutStart { role: String, image: String, allow_upgrade: bool, max_unavailable: u32, giver: String, plan: bool },
+    RolloutPause { reason: String },
+    RolloutResume,
+    RolloutAbort,
+}
+
+/// `GET /api/rollout`: the last one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutView {
+    pub id: String,
+    pub role: String,
+    pub image: String,
+    /// Full id of what the role had.
+    pub before: String,
+    pub giver: String,
+    /// `running`, `paused: …`, `done`, `aborted`.
+    pub state: String,
+    /// What it does or waits for.
+    pub next: String,
+    /// Each node: `has the image`, an order's state, or `to come`.
+    pub nodes: Vec<(String, String)>,
+}
+
+pub fn rollout(state: &State, live: &Live, now_ms: u64) -> Option<RolloutView> {
+    use crate::ledger::decide::Next;
+    let known = state.rollout.as_ref()?;
+    let rollout = &known.rollout;
+    let node = |name: &String| {
+        let session = state.node(name).session.as_ref().map(|s| s.image);
+        let order = order_line(state, live, name, now_ms);
+        let ours = order.filter(|o| o.end.is_none() && known.given.iter().any(|(_, id)| *id == o.id));
+        let word = match ours {
+            Some(order) => format!("order {}: {}", order.id, order.state),
+            None if session == Some(rollout.image.id) => "has the image".into(),
+            None => "to come".into(),
+        };
+        (name.clone(), word)
+    };
+    let state_word = match (&known.paused, known.ended) {
+        (_, Some(true)) => "done".to_string(),
+        (_, Some(false)) => "aborted".into(),
+        (Some(reason), None) => format!("paused: {reason}"),
+        (None, None) => "running".into(),
+    };
+    let next = match decide::next_in_rollout(state, live, known, now_ms) {
+        _ if known.ended.is_some() => String::new(),
+        Next::Done => "done".into(),
+        Next::Node(node, _) => format!("{node} is next"),
+        Next::Waits(why) => format!("waits for {why}"),
+        Next::Stops(why) => format!("stops: {why}"),
+    };
+    Some(RolloutView {
+        id: rollout.id.clone(),
+        role: rollout.role.clone(),
+        image: rollout.image.id.short(),
+        before: rollout.before.id.to_string(),
+        giver: rollout.giver.clone(),
+        state: state_word,
+        next,
+        nodes: rollout.nodes.iter().map(node).collect(),
+    })
 }
 
 /// A machine that an order waits for and that has not asked to boot for so long boots from elsewhere.

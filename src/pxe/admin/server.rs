@@ -1,9 +1,10 @@
 //! The operator's sockets.
 
-use super::message::{Done, Explanation, Request as Order, cluster, detail, nodes};
+use super::message::{Done, Explanation, Request as Order, cluster, detail, nodes, rollout};
 use super::metrics;
-use crate::ledger::decide::{Command, Why, site_diff};
+use crate::ledger::decide::{Command, Why, decide, site_diff};
 use crate::ledger::message::Refusal;
+use crate::ledger::rollout::PackageChange;
 use crate::ledger::sqlite::Reader;
 use crate::ledger::writer::{Ledger, SubmitError};
 use crate::ledger::{Event, Recorded, explain, timeline};
@@ -116,6 +117,11 @@ async fn dispatch(admin: &Arc<Admin>, operator: bool, request: Request<Incoming>
             let now = admin.ledger.snapshot();
             Ok(json(&cluster(&now.state, &now.live, clock::monotonic_ms())))
         }
+        ["api", "rollout"] if get => {
+            let now = admin.ledger.snapshot();
+            let view = rollout(&now.state, &now.live, clock::monotonic_ms());
+            view.map(|v| json(&v)).ok_or_else(|| (404, "no rollout was started yet".into()))
+        }
         ["api", "node", name] if get => {
             let events = history(admin, name, TIMELINE_MAX)?;
             let now = admin.ledger.snapshot();
@@ -209,11 +215,12 @@ async fn command(admin: &Arc<Admin>, request: Request<Incoming>) -> Answer {
         let changes = site_diff(admin.ledger.snapshot().state.site.as_deref(), site);
         return Ok(json(&Done { changes, order: None }));
     }
+    let plan = matches!(order, Order::RolloutStart { plan: true, .. });
     let translator = admin.clone();
     let command = tokio::task::spawn_blocking(move || (translator.translate)(order, &translator.ledger))
         .await
         .map_err(|_| (500, "looking up the image failed".to_string()))??;
-    let outcome = admin.ledger.submit(command).await.map_err(|error| {
+    let failed = |error: SubmitError| {
         let status = match (&error, error.why()) {
             (SubmitError::Unavailable(_), _) => 503,
             (_, Some(Why::NotFound)) => 404,
@@ -221,7 +228,22 @@ async fn command(admin: &Arc<Admin>, request: Request<Incoming>) -> Answer {
             _ => 409,
         };
         (status, error.to_string())
-    })?;
+    };
+    if plan && let Command::StartRollout(asked) = &command {
+        // Decided, not done.
+        let now = admin.ledger.snapshot();
+        let decided = decide(&now.state, &now.live, &command, clock::monotonic_ms());
+        let events = decided.map_err(|refusal| failed(SubmitError::Refused(refusal)))?;
+        let packages = asked.changes.iter().map(PackageChange::line);
+        let nodes = events.iter().find_map(|event| match event {
+            Event::RolloutStarted { rollout } => {
+                Some(format!("nodes, one after the other: {}", rollout.nodes.join(" ")))
+            }
+            _ => None,
+        });
+        return Ok(json(&Done { changes: packages.chain(nodes).collect(), order: None }));
+    }
+    let outcome = admin.ledger.submit(command).await.map_err(failed)?;
     if !outcome.events.is_empty() {
         let after = admin.clone();
         let _ = tokio::task::spawn_blocking(move || (after.changed)(&after.ledger)).await;
