@@ -27,6 +27,9 @@ const BRIDGES: &str = "overlays/zed/linuxbridge/rootfs/etc/neutron/plugins/ml2/l
 const DASHBOARD: &str = "overlays/zed/horizon/rootfs/etc/openstack-dashboard/local_settings.d/_9000_kiln.py.j2";
 const DASHBOARD_HEALTH: &str = "overlays/zed/horizon/rootfs/usr/lib/kiln/systems/horizon/health";
 const COROSYNC_MITAKA: &str = "overlays/mitaka/pacemaker/rootfs/etc/corosync/corosync.conf.j2";
+const KEYSTONE_MITAKA: &str = "overlays/mitaka/keystone/rootfs/etc/httpd/conf.d/wsgi-keystone.conf.j2";
+const NOVA_MITAKA: &str = "overlays/mitaka/nova-controller/rootfs/etc/nova/nova.conf.j2";
+const L3_MITAKA: &str = "overlays/mitaka/neutron-controller/rootfs/etc/neutron/l3_agent.ini";
 const MEMCACHED_MITAKA: &str = "overlays/mitaka/memcached/rootfs/etc/sysconfig/memcached.j2";
 
 const ROWS: &[Row] = &[
@@ -342,15 +345,49 @@ const ROWS: &[Row] = &[
             ),
         ],
     ),
+    // Mitaka's OpenStack.
+    (
+        "an option of a later release",
+        &[(NOVA_MITAKA, Instead("vncserver_listen", "server_listen"))],
+        &[(NOVA_MITAKA, "server_listen", "vnc.server_listen: nova has no such option")],
+    ),
+    (
+        "an option in a file that the agent does not read",
+        &[(L3_MITAKA, Instead("agent_mode = legacy", "l3_ha = true"))],
+        &[(L3_MITAKA, "l3_ha", "DEFAULT.l3_ha: ")],
+    ),
+    (
+        "a door at all addresses",
+        &[(KEYSTONE_MITAKA, Instead("Listen {{ node.address }}:{{ port }}", "Listen {{ port }}"))],
+        &[
+            (
+                KEYSTONE_MITAKA,
+                "Listen ",
+                "Listen: listens on all addresses, also on the VIP, where /etc/haproxy/conf.d/keystone.cfg binds 192.0.2.10:5000",
+            ),
+            (
+                KEYSTONE_MITAKA,
+                "Listen ",
+                "Listen: listens on all addresses, also on the VIP, where /etc/haproxy/conf.d/keystone.cfg binds 192.0.2.10:35357",
+            ),
+        ],
+    ),
     // Scripts.
     (
         "a cluster step without its check",
-        &[("overlays/zed/nova-controller/rootfs/usr/lib/kiln/systems/nova-controller/database.check", Gone)],
-        &[(
-            "recipes/zed/systems/nova-controller.toml",
-            "name = \"database\"",
-            "step[0].name: its script /usr/lib/kiln/systems/nova-controller/database.check is not in its overlay",
-        )],
+        &[("overlays/common/glance/rootfs/usr/lib/kiln/systems/glance/catalogue.check", Gone)],
+        &[
+            (
+                "recipes/mitaka/systems/glance.toml",
+                "name = \"catalogue\"",
+                "step[2].name: its script /usr/lib/kiln/systems/glance/catalogue.check is not in its overlay",
+            ),
+            (
+                "recipes/zed/systems/glance.toml",
+                "name = \"catalogue\"",
+                "step[2].name: its script /usr/lib/kiln/systems/glance/catalogue.check is not in its overlay",
+            ),
+        ],
     ),
     (
         "a script that cannot be run",
