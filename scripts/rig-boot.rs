@@ -14,7 +14,8 @@ use clap::Parser;
 use gpt::disk::LogicalBlockSize;
 use kiln::image::store::Store;
 use kiln::ledger::message::{
-    BootAnswer, BootGo, BootRequest, Disk, DiskAnswer, DiskRequest, Handover, Phase, PhaseReport, STATE_DIR, StateOrder,
+    BLANK, BootAnswer, BootGo, BootRequest, Disk, DiskAnswer, DiskRequest, Handover, Phase, PhaseReport, STATE_DIR,
+    StateOrder,
 };
 use kiln::netroot::cmdline::{self, Cmdline};
 use kiln::netroot::disk_choice::{self, Sight, Stamp, Todo};
@@ -295,7 +296,7 @@ impl Boot {
             Todo::Use | Todo::Finish => None,
             Todo::Hold(why) => return Err(held(&format!("state disk {why}"), PAUSE_MAX_SECS)),
             _ if !online => bail!("state disk is blank"),
-            Todo::Ask => Some(("disk".to_string(), "blank")),
+            Todo::Ask => Some(("disk".to_string(), BLANK)),
             Todo::Begin(found) => {
                 if matches!(seen, Sight::State(_))
                     && let Ok(Some(stamp)) = self.stamp()

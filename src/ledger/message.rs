@@ -137,6 +137,9 @@ pub enum StateOrder {
     Disk { disk: DiskMatch },
 }
 
+/// Of a disk that holds nothing that a wipe could destroy.
+pub const BLANK: &str = "blank";
+
 /// `POST /v1/disk` over TLS: may this blank disk be formatted? `POST /v1/orders/<id>/begin`: may the
 /// order wipe it, whatever it holds? Both carry the credential without spending it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,7 +149,7 @@ pub struct DiskRequest {
     #[serde(default)]
     pub credential: Option<String>,
     pub disk: Disk,
-    /// What the node found on it: `blank`, or a description. Without an order only `blank` is granted.
+    /// What the node found on it: [`BLANK`], or a description. Without an order only that is granted.
     pub found: String,
 }
 

@@ -7,7 +7,7 @@
 //! name, from the first byte that is written on: what bears it is not wiped by that order again.
 //! Labels of file systems are never looked at: two disks may carry the same.
 
-use crate::ledger::message::{BootGo, BootOrder, Disk, DiskAnswer, Disks};
+use crate::ledger::message::{BLANK, BootGo, BootOrder, Disk, DiskAnswer, Disks};
 use crate::site::DiskMatch;
 use serde::{Deserialize, Serialize};
 
@@ -163,7 +163,7 @@ pub fn todo(seen: &Sight, go: &BootGo) -> Todo {
         Sight::Unfinished(mark) if ours(mark) => Todo::Finish,
         Sight::State(_) => Todo::Begin("a state disk".into()),
         // Such a disk never held state.
-        Sight::Unfinished(_) | Sight::Blank => Todo::Begin("blank".into()),
+        Sight::Unfinished(_) | Sight::Blank => Todo::Begin(BLANK.into()),
         Sight::Other(found) => Todo::Begin(found.clone()),
     }
 }

@@ -9,8 +9,8 @@ use super::{Held, disk, memory, network, state};
 use crate::image::fetch::Source;
 use crate::image::manifest::Image;
 use crate::ledger::message::{
-    BootAnswer, BootGo, BootRequest, DETAIL_MAX_BYTES, Disk, DiskAnswer, DiskRequest, HANDOVER_FILE, Handover, Phase,
-    PhaseReport, STATE_DIR, StateOrder,
+    BLANK, BootAnswer, BootGo, BootRequest, DETAIL_MAX_BYTES, Disk, DiskAnswer, DiskRequest, HANDOVER_FILE, Handover,
+    Phase, PhaseReport, STATE_DIR, StateOrder,
 };
 use crate::sys::clock::{self, growing_pause};
 use crate::sys::console::Console;
@@ -234,7 +234,7 @@ impl Boot {
         };
         let mut ask = |disk: &Disk, ask: disk::Ask| -> Result<DiskAnswer> {
             let (route, found) = match ask {
-                disk::Ask::Make => ("disk".to_string(), "blank"),
+                disk::Ask::Make => ("disk".to_string(), BLANK),
                 disk::Ask::Begin { order, found } => (format!("orders/{order}/begin"), found),
             };
             let request = DiskRequest {

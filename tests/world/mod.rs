@@ -16,9 +16,9 @@ pub mod server;
 use kiln::image::id::Digest;
 use kiln::join::node::{Action, Job, Outcome};
 use kiln::ledger::answer;
-use kiln::ledger::decide::{self, Boot};
+use kiln::ledger::decide::Boot;
 use kiln::ledger::event::UsedImage;
-use kiln::ledger::message::{BootRequest, Data, Disk, DiskRequest, Disks, Report, SESSION_DEAD_SECS, Verdict};
+use kiln::ledger::message::{BLANK, BootRequest, Data, Disk, DiskRequest, Disks, Report, SESSION_DEAD_SECS, Verdict};
 use kiln::ledger::state::State;
 use kiln::ledger::{Command, Event, Refusal};
 use kiln::recipe::System;
@@ -257,7 +257,7 @@ impl World {
         if order.disks == Disks::Keep || self.machines[n].mark.as_ref() == Some(&order.id) {
             return cut.is_none();
         }
-        let found = if self.machines[n].blank { decide::BLANK } else { "a state disk" };
+        let found = if self.machines[n].blank { BLANK } else { "a state disk" };
         let request = DiskRequest {
             node: name,
             boot_id,

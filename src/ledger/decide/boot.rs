@@ -1,4 +1,4 @@
-//! `POST /v1/boot` and `/v1/disk`: who gets a credential, and who may format a blank disk.
+//! `POST /v1/boot`: who gets a credential.
 //! The rules are the threat table's (`docs/`); `tests.rs` has a row for each.
 
 use super::discovery::answered;
@@ -8,8 +8,8 @@ use crate::image::id::Digest;
 use crate::ledger::event::{Asked, Event, UsedImage};
 use crate::ledger::identify::{Identity, identify};
 use crate::ledger::live::Live;
-use crate::ledger::message::{DiskRequest, Disks};
-use crate::ledger::state::{Credential, Keeps, NodeState, State, refused_key};
+use crate::ledger::message::Disks;
+use crate::ledger::state::{Credential, Keeps, NodeState, State};
 use crate::ledger::text;
 use crate::site::Node;
 use std::collections::BTreeMap;
@@ -205,40 +205,4 @@ pub(super) fn presented<'a>(
         return Err(format!("a credential from {source} that was minted to {}", credential.address));
     }
     Ok(credential)
-}
-
-pub(super) fn disk(state: &State, request: &DiskRequest, source: Ipv4Addr) -> Result<Vec<Event>, Refusal> {
-    let Some(node) = state.site_node(&request.node) else {
-        return Err(Refusal::new(Why::NotFound, format!("no node {:?} in this site", text::word(&request.node))));
-    };
-    let known = state.node(&node.name);
-    let disk = crate::ledger::message::Disk {
-        name: text::word(&request.disk.name),
-        serial: request.disk.serial.as_deref().map(text::word),
-        wwn: request.disk.wwn.as_deref().map(text::word),
-        size: request.disk.size,
-    };
-    // Without the credential nothing is written down: anyone could have asked.
-    presented(known.credential.as_ref(), &request.boot_id, request.credential.as_deref(), source)
-        .map_err(|reason| Refusal::new(Why::Refused, format!("node {} shows {reason}", node.name)))?;
-    let refused = |reason: String| {
-        let new = known.refused.as_deref() != Some(&refused_key(&request.boot_id, &disk.name, &reason));
-        let (node, boot_id) = (node.name.clone(), request.boot_id.clone());
-        let event = Event::DiskRefused { node, boot_id, disk: disk.clone(), reason: reason.clone() };
-        Refusal::new(Why::Refused, reason).with(new.then_some(event))
-    };
-    let wanted = match state.keeps(node) {
-        Ok(Keeps::Disk(wanted)) => wanted,
-        Ok(Keeps::Volatile) => return Err(refused(format!("node {} keeps its state in memory", node.name))),
-        Err(reason) => return Err(refused(reason)),
-    };
-    if !wanted.fits(request.disk.serial.as_deref(), request.disk.wwn.as_deref(), request.disk.size) {
-        return Err(refused(format!("disk {} is not the one that the site names for node {}", disk.name, node.name)));
-    }
-    if request.found != "blank" {
-        return Err(refused(format!("disk {} is not blank: {}", disk.name, text::clean(&request.found, 200))));
-    }
-    let granted = known.disk.as_ref().is_some_and(|g| g.boot_id == request.boot_id && g.disk == disk);
-    let event = Event::DiskGranted { node: node.name.clone(), boot_id: request.boot_id.clone(), disk };
-    Ok(if granted { Vec::new() } else { vec![event] })
 }

@@ -5,6 +5,7 @@ mod boot;
 mod claim;
 mod cluster;
 mod discovery;
+mod disk;
 #[cfg(test)]
 mod formation_tests;
 pub mod gate;
@@ -23,7 +24,7 @@ pub use boot::{credential_of, may_boot};
 pub use claim::{claim, stand_down, verdict};
 pub use cluster::ranks;
 pub use operator::{MachineId, site_diff};
-pub use orders::{BLANK, restart};
+pub use orders::restart;
 pub use register::{Admitted, Shown, check as check_register};
 pub use rollout::{Next, next as next_in_rollout};
 pub use step::peers;
@@ -333,7 +334,7 @@ fn rule(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Ve
         Command::Answer(answer) => Ok(discovery::answered(state, live, answer, now_ms).into_iter().collect()),
         Command::Phase { report } => discovery::phase(state, live, report, now_ms),
         Command::Boot(boot) => boot::boot(state, live, boot, now_ms),
-        Command::Disk { request, source } => boot::disk(state, request, *source),
+        Command::Disk { request, source } => disk::disk(state, request, *source),
         Command::Register { request, source, issued, shown } => {
             register::register(state, live, request, *source, *issued, shown.as_ref(), now_ms)
         }

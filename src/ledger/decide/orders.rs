@@ -2,23 +2,20 @@
 //! more before a disk is wiped, ended when the boot under it is ready. And the operator's word that a
 //! node has other hardware, or is no more.
 
-use super::boot::presented;
+use super::disk::Asked;
 use super::gate::{self, Judged, Loss};
 use super::operator::{must_exist, of_role};
 use super::{Refusal, Reimage, Replace, Risk, Why};
 use crate::image::id::ImageId;
 use crate::ledger::event::Event;
 use crate::ledger::live::Live;
-use crate::ledger::message::{Disk, DiskRequest, Disks, Phase, Report};
+use crate::ledger::message::{BLANK, DiskRequest, Disks, Phase, Report, SESSION_DEAD_SECS};
 use crate::ledger::order::{End, Order, OrderState};
-use crate::ledger::state::{Keeps, NodeState, State, refused_key};
+use crate::ledger::state::{Keeps, NodeState, State};
 use crate::ledger::text;
 use crate::site::{Node, Site, StateDisk};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-
-/// Whether a found disk holds nothing that a wipe could destroy.
-pub const BLANK: &str = "blank";
 
 fn refused(reason: impl Into<String>) -> Refusal {
     Refusal::new(Why::Refused, reason)
@@ -169,49 +166,25 @@ pub(super) fn begin(
     source: Ipv4Addr,
     now_ms: u64,
 ) -> Result<Vec<Event>, Refusal> {
-    let Some(node) = state.site_node(&request.node) else {
-        return Err(Refusal::new(Why::NotFound, format!("no node {:?} in this site", text::word(&request.node))));
-    };
-    let known = state.node(&node.name);
-    // Without the credential nothing is written down: anyone could have asked.
-    presented(known.credential.as_ref(), &request.boot_id, request.credential.as_deref(), source)
-        .map_err(|reason| refused(format!("node {} shows {reason}", node.name)))?;
-    let disk = Disk {
-        name: text::word(&request.disk.name),
-        serial: request.disk.serial.as_deref().map(text::word),
-        wwn: request.disk.wwn.as_deref().map(text::word),
-        size: request.disk.size,
-    };
-    let no = |reason: String| {
-        let new = known.refused.as_deref() != Some(&refused_key(&request.boot_id, &disk.name, &reason));
-        let (node, boot_id) = (node.name.clone(), request.boot_id.clone());
-        let event = Event::DiskRefused { node, boot_id, disk: disk.clone(), reason: reason.clone() };
-        refused(reason).with(new.then_some(event))
-    };
-    let Some(order) = known.open_order().filter(|o| o.order.id == id) else {
-        return Err(no(format!("order {} of node {} is not open", text::word(id), node.name)));
+    let asked = Asked::by(state, request, source)?;
+    let node = &asked.node.name;
+    let Some(order) = asked.known.open_order().filter(|o| o.order.id == id) else {
+        return Err(asked.refused(format!("order {} of node {node} is not open", text::word(id))));
     };
     if order.order.disks != Disks::Wipe {
-        return Err(no(format!("order {id} keeps the disks")));
+        return Err(asked.refused(format!("order {id} keeps the disks")));
     }
     if !order.is_of(&request.boot_id) {
-        return Err(no(format!("order {id} is another boot's; restart the machine")));
+        return Err(asked.refused(format!("order {id} is another boot's; restart the machine")));
     }
-    match state.keeps(node) {
-        Ok(Keeps::Disk(wanted)) if wanted.fits(disk.serial.as_deref(), disk.wwn.as_deref(), disk.size) => {}
-        Ok(Keeps::Disk(_)) => {
-            return Err(no(format!("disk {} is not the one that the site names for node {}", disk.name, node.name)));
-        }
-        Ok(Keeps::Volatile) => return Err(no(format!("node {} keeps its state in memory", node.name))),
-        Err(reason) => return Err(no(reason)),
-    }
+    asked.is_named()?;
     let found = text::clean(&request.found, 200);
     if found != BLANK {
-        may_wipe(state, live, order, now_ms).map_err(no)?;
+        may_wipe(state, live, order, now_ms).map_err(|reason| asked.refused(reason))?;
     }
-    let same = order.begun.as_ref().is_some_and(|b| b.boot_id == request.boot_id && b.disk == disk);
-    let (order, node, boot_id) = (id.to_string(), node.name.clone(), request.boot_id.clone());
-    Ok(if same { vec![] } else { vec![Event::OrderBegun { order, node, boot_id, disk, found }] })
+    let same = order.begun.as_ref().is_some_and(|b| b.boot_id == request.boot_id && b.disk == asked.disk);
+    let (order, node, boot_id) = (id.to_string(), node.clone(), request.boot_id.clone());
+    Ok(if same { vec![] } else { vec![Event::OrderBegun { order, node, boot_id, disk: asked.disk, found }] })
 }
 
 /// What speaks against wiping a disk that holds something and does not bear the order's mark.
@@ -308,7 +281,7 @@ fn edited(state: &State, live: &Live, node: &str, what: &str, now_ms: u64) -> Re
     }
     if live.session_lives(state, node, now_ms) {
         let reason = format!("node {node} cannot be {what} while its session lives or may live");
-        return Err(refused(format!("{reason}; switch it off and wait 30 s")));
+        return Err(refused(format!("{reason}; switch it off and wait {SESSION_DEAD_SECS} s")));
     }
     Ok(((**site).clone(), at))
 }

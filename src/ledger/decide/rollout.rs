@@ -80,10 +80,11 @@ pub(super) fn resume(state: &State) -> Result<Vec<Event>, Refusal> {
 /// No further node gets the image; those that have it keep it.
 pub(super) fn abort(state: &State) -> Result<Vec<Event>, Refusal> {
     let known = open(state)?;
-    let orders = known.given.iter().filter_map(|(node, id)| {
-        let order = state.order(id).filter(|(_, o)| !o.is_under_way())?;
-        let order = order.1.order.id.clone();
-        Some(Event::OrderEnded { order, node: node.clone(), end: End::Cancelled })
+    let waits = |id: &str| state.order(id).is_some_and(|(_, o)| !o.is_under_way());
+    let orders = known.given.iter().filter(|(_, id)| waits(id)).map(|(node, id)| Event::OrderEnded {
+        order: id.clone(),
+        node: node.clone(),
+        end: End::Cancelled,
     });
     Ok(orders.chain([Event::RolloutEnded { done: false }]).collect())
 }

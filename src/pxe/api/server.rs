@@ -227,14 +227,12 @@ async fn boot(api: &Api, source: Ipv4Addr, request: BootRequest) -> Result<Reply
         authoritative: api.authoritative,
         credential: credential.clone(),
     };
-    let hold = |reason| json(200, &BootAnswer::Hold { reason, retry_secs: HOLD_RETRY_SECS, restart: false });
+    let held = |reason, restart| json(200, &BootAnswer::Hold { reason, retry_secs: HOLD_RETRY_SECS, restart });
+    let hold = |reason| held(reason, false);
     let outcome = match api.ledger.submit(Command::Boot(Box::new(command))).await {
         Ok(outcome) => outcome,
         Err(error) if error.why() == Some(Why::Hold) => return Ok(hold(error.to_string())),
-        Err(error) if error.why() == Some(Why::Restart) => {
-            let (reason, retry_secs) = (error.to_string(), HOLD_RETRY_SECS);
-            return Ok(json(200, &BootAnswer::Hold { reason, retry_secs, restart: true }));
-        }
+        Err(error) if error.why() == Some(Why::Restart) => return Ok(held(error.to_string(), true)),
         Err(error) => return Err(error.into()),
     };
     let state = &outcome.snapshot.state;
