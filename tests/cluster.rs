@@ -11,6 +11,24 @@ use std::process::Command;
 /// The rows that CI runs: a seed that is killed, a lost ledger, a lost server, lost power.
 const ROWS: [&str; 4] = ["seed-killed-during", "ledger-deleted", "dark", "server-gone"];
 
+/// A schema whose first filling broke off is made anew, one that was filled and one that was there before are not.
+const BROKEN_OFF: &str = "
+set -eu
+export KILN_SECRETS=$(mktemp -d)
+printf secret >$KILN_SECRETS/database.password
+database=/usr/lib/kiln/openstack/database
+$database make try/database try try
+$database run try <<<'CREATE TABLE half (a INT)'
+$database make try/database try try
+if $database run try <<<'SELECT * FROM half'; then echo 'what a first try left is still there'; exit 1; fi
+$database run try <<<'CREATE TABLE whole (a INT)'
+$database mark try/database bash
+$database make try/database try try
+$database run try <<<'SELECT * FROM whole'
+$database make other/database try try
+$database run try <<<'SELECT * FROM whole'
+";
+
 /// A rig of our own, taken down however the test ends.
 struct Rig(tempfile::TempDir);
 
@@ -58,6 +76,7 @@ fn three_controllers_form_and_survive() {
     println!("{}", succeed(rig.command("rig").args(["up", "identity"])));
     let status = succeed(rig.command("rig").args(["kiln", "cluster", "status"]));
     assert_eq!(status.matches("healthy").count(), 21, "seven systems on three nodes:\n{status}");
+    succeed(rig.command("rig").args(["exec", "identity1", "bash", "-c", BROKEN_OFF]));
     let version = succeed(rig.command("rig").args(["client", "curl", "-sSf", "http://10.88.0.10:5000/v3"]));
     assert!(version.contains("\"id\": \"v3."), "{version}");
 }
