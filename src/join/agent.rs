@@ -375,7 +375,7 @@ fn leave(role: &RoleFile, scripts: &Scripts) {
 fn show(system: &str, outcome: &Outcome) {
     match outcome {
         Outcome::Done(_) | Outcome::Ranked(_) | Outcome::Answered(_) => {}
-        Outcome::Later(why) => eprintln!("{system}: later: {why}"),
+        Outcome::Later(why) | Outcome::Working(why) => eprintln!("{system}: later: {why}"),
         Outcome::Failed(why) | Outcome::Missing(why) | Outcome::Down(why) => eprintln!("{system}: {why}"),
     }
 }

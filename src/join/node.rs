@@ -89,6 +89,8 @@ pub enum Outcome {
     Done(String),
     /// Exit status 75: try again later.
     Later(String),
+    /// A unit is on its way and waits for nobody.
+    Working(String),
     Failed(String),
     /// There is no such script.
     Missing(String),
@@ -511,7 +513,8 @@ fn timeout(step: Option<&Step>) -> u64 {
 /// An outcome that is not the wanted one, for people.
 fn words(outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Done(t) | Outcome::Later(t) | Outcome::Failed(t) | Outcome::Missing(t) | Outcome::Down(t) => t.clone(),
+        Outcome::Done(t) | Outcome::Later(t) | Outcome::Working(t) => t.clone(),
+        Outcome::Failed(t) | Outcome::Missing(t) | Outcome::Down(t) => t.clone(),
         Outcome::Ranked(data) => format!("{data:?}"),
         Outcome::Answered(verdict) => format!("{verdict:?}"),
     }
@@ -682,8 +685,13 @@ impl Tracked {
                 (self.started, self.looks, self.due_ms) = (true, 0, now_ms);
                 self.strandings = 0;
             }
+            Outcome::Working(why) => {
+                // Who falls and starts anew for want of others works in between: something stays counted.
+                (self.strandings, self.failures) = (self.strandings.min(STRANDED_START), 0);
+                self.again(SystemState::Starting, why, now_ms);
+            }
             Outcome::Later(why) => {
-                // On its way, or hanging because those that it was to join are gone.
+                // It hangs: those that it was to join are gone.
                 self.strandings = self.strandings.saturating_add(STRANDED_START);
                 if !self.steps_down(now_ms) {
                     self.failures = 0;

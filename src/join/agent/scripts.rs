@@ -3,7 +3,7 @@
 
 use super::place::{RUN, secrets_dir, site_file};
 use crate::image::role::SYSTEMS_DIR;
-use crate::join::node::{Action, Job, Outcome};
+use crate::join::node::{Action, HEALTH_TIMEOUT_SECS, Job, Outcome};
 use crate::ledger::message::{Data, GUESTS_MAX};
 use crate::sys::command;
 use anyhow::{Context, Result};
@@ -90,18 +90,32 @@ impl Scripts {
             Job::AskStart { .. } | Job::AskStep { .. } | Job::Tell { .. } => {
                 Outcome::Failed("a message to the server is no script".into())
             }
-            Job::Start { units } => units
-                .iter()
-                .map(|u| start(u))
-                .find(|o| !matches!(o, Outcome::Done(_)))
-                .unwrap_or(done("units are active")),
+            Job::Start { units } => match units.iter().map(|u| start(u)).find(|o| !matches!(o, Outcome::Done(_))) {
+                Some(outcome) => self.starts(&action.system, outcome),
+                None => done("units are active"),
+            },
             Job::Health { units, timeout_secs } => {
-                let down = units.iter().map(|u| look(u)).find(|o| !matches!(o, Outcome::Done(_)));
-                let health = || self.script(&action.system, "health", &[], Duration::from_secs(*timeout_secs));
-                let outcome = down.unwrap_or_else(health);
+                let outcome = match units.iter().map(|u| look(u)).find(|o| !matches!(o, Outcome::Done(_))) {
+                    Some(outcome) => self.starts(&action.system, outcome),
+                    None => self.script(&action.system, "health", &[], Duration::from_secs(*timeout_secs)),
+                };
                 self.look_for_guests(&action.system);
                 outcome
             }
+        }
+    }
+
+    /// Of a seeded system whose unit is not up yet: health knows whether it waits for others or works,
+    /// for hours maybe: a state transfer must not pass for a start that hangs.
+    fn starts(&self, system: &str, unit: Outcome) -> Outcome {
+        let Outcome::Later(why) = unit else { return unit };
+        if !self.dir.join(system).join("seed").is_file() {
+            return Outcome::Later(why);
+        }
+        match self.script(system, "health", &[], Duration::from_secs(HEALTH_TIMEOUT_SECS)) {
+            Outcome::Later(_) | Outcome::Missing(_) => Outcome::Later(why),
+            Outcome::Done(said) | Outcome::Failed(said) => Outcome::Working(one_line(&format!("{why}: {said}"))),
+            other => other,
         }
     }
 
