@@ -9,6 +9,8 @@ rig-launch.py log-in VIP FILE
     The dashboard's log-in; its cookies lie in FILE.
 rig-launch.py look VIP FILE
     Every service answers a question, and the dashboard still knows whose cookies these are.
+rig-launch.py tokens VIP
+    A token each second, as `openstack token issue` asks for it; a line of milliseconds for each that was given.
 rig-launch.py upload|read VIP CONTROLLER NAME
     An image of that name goes through that controller's own glance, or comes back from it as it was.
 
@@ -32,6 +34,7 @@ TIMEOUT_SECS = 120     # one answer, of a cloud that shares two processors with 
 ACTIVE_SECS = 300      # a guest's way to ACTIVE
 METADATA_SECS = 300    # its boot in emulation, until it has its metadata
 POLL_SECS = 2
+TOKEN_SECS = 2         # one of many tokens: who waits longer asks again
 REGION_PORTS = {"image": 9292, "network": 9696, "compute": 8774}
 started = time.time()
 
@@ -44,14 +47,33 @@ def fail(what):
     sys.exit("rig-launch: " + what)
 
 
+def admin(password):
+    """What a token is asked for with."""
+    domain = {"id": "default"}
+    return {"auth": {
+        "identity": {"methods": ["password"], "password": {
+            "user": {"name": "admin", "domain": domain, "password": password}}},
+        "scope": {"project": {"name": "admin", "domain": domain}}}}
+
+
+def tokens(vip, password):
+    url, data = "http://%s:5000/v3/auth/tokens" % vip, json.dumps(admin(password)).encode()
+    while True:
+        due = time.monotonic() + 1
+        try:
+            request = urllib.request.Request(url, data, headers={"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=TOKEN_SECS) as answer:
+                if answer.headers["X-Subject-Token"]:
+                    print(int(time.time() * 1000), flush=True)
+        except (OSError, urllib.error.URLError):
+            pass
+        time.sleep(max(0, due - time.monotonic()))
+
+
 class Cloud:
     def __init__(self, vip, password):
         self.vip = vip
-        domain = {"id": "default"}
-        body = {"auth": {
-            "identity": {"methods": ["password"], "password": {
-                "user": {"name": "admin", "domain": domain, "password": password}}},
-            "scope": {"project": {"name": "admin", "domain": domain}}}}
+        body = admin(password)
         self.token, self.catalogue, self.project = None, {}, None
         answer, headers = self.ask("POST", "http://%s:5000/v3/auth/tokens" % vip, body)
         self.token, self.project = headers["X-Subject-Token"], answer["token"]["project"]["id"]
@@ -274,6 +296,8 @@ def main():
     if verb in ("upload", "read"):
         carry(Cloud(vip, password), verb, *rest)
         return
+    if verb == "tokens":
+        tokens(vip, password)
     jar = http.cookiejar.MozillaCookieJar(rest[0])
     if verb == "log-in":
         log_in(vip, password, jar)
