@@ -5,7 +5,7 @@
 use kiln::cli::recipes::Folder;
 use kiln::overlay;
 use kiln::recipe::file;
-use kiln::recipe::system::{Dark, FormationKind, Scope, Step, System};
+use kiln::recipe::system::{Dark, FormationKind, Keeps, Scope, Step, System};
 use kiln::site::sample::{sample_secrets, sample_view};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -87,11 +87,20 @@ fn forms(system: &System) -> String {
     }
 }
 
+fn keeps(system: &System) -> String {
+    match system.keeps {
+        None => String::new(),
+        Some(Keeps::Copy) => "a whole copy on each node".to_string(),
+        Some(Keeps::Sole) => "what lies nowhere else".to_string(),
+    }
+}
+
 fn step(step: &Step) -> String {
     let when = match step.scope {
         Scope::Node => "each boot",
         Scope::Cluster => "once",
         Scope::Peer => "on a member, before a blank node joins",
+        Scope::Removed => "on a member, after a node was removed",
     };
     let needs = match step.needs.is_empty() {
         true => String::new(),
@@ -113,7 +122,7 @@ fn block(releases: &[(&str, Described)]) -> String {
     text.extend(releases.iter().map(|(release, _)| format!(" | {release}")));
     text += &format!(" |\n|---|{}\n", "---|".repeat(releases.len()));
     type Cell = fn(&Described) -> String;
-    let rows: [(&str, Cell); 9] = [
+    let rows: [(&str, Cell); 10] = [
         ("after", |d| code(&d.system.after)),
         ("packages", |d| code(&d.system.packages)),
         ("units, in order", |d| code(&d.system.units)),
@@ -121,6 +130,7 @@ fn block(releases: &[(&str, Described)]) -> String {
         ("at the VIP", |d| numbers(&d.at_vip)),
         ("secrets", |d| code(&d.system.secrets)),
         ("state", |d| code(&d.system.state)),
+        ("keeps", |d| keeps(&d.system)),
         ("forms", |d| forms(&d.system)),
         ("steps", |d| d.system.steps.iter().map(step).collect::<Vec<_>>().join("<br>")),
     ];

@@ -415,7 +415,16 @@ impl Node {
 }
 
 fn report(phase: Phase) -> Report {
-    Report { phase, detail: String::new(), systems: vec![], leaving: false, seq: 0, running: vec![], order: None }
+    Report {
+        phase,
+        detail: String::new(),
+        systems: vec![],
+        leaving: false,
+        seq: 0,
+        running: vec![],
+        order: None,
+        drain: None,
+    }
 }
 
 #[test]

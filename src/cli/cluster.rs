@@ -119,7 +119,7 @@ fn shown(cluster: &Cluster) -> String {
             .filter(|s| s.state != "done")
             .map(|s| format!("step {}/{}: {}", s.system, s.step, s.state)),
     );
-    notes.extend(cluster.orders.iter().cloned());
+    notes.extend(cluster.orders.iter().chain(&cluster.forgetting).cloned());
     if !notes.is_empty() {
         text += &format!("\n{}\n", notes.join("\n"));
     }

@@ -59,6 +59,10 @@ enum Verb {
     Unhold { node: String },
     /// Say that a silent node is off: what it held is free, and what it says afterwards counts no more
     Fence { node: String },
+    /// Let no new guests come to a node, until `undrain`
+    Drain { node: String },
+    /// Let guests come again
+    Undrain { node: String },
     /// Order a node to be booted anew from its image, once; refused where that would hurt
     Reimage {
         node: String,
@@ -122,8 +126,21 @@ struct RiskArg {
 }
 
 impl RiskArg {
-    fn risk(self) -> Risk {
-        Risk { giver: giver(), force: self.force, destroy: self.destroy_last_copy, lose_guests: self.guests.is_some() }
+    fn risk(self) -> Result<Risk> {
+        if matches!(self.guests, Some(GuestsArg::Migrate)) {
+            let next = "next: move them by nova, or --guests stop or lose";
+            return Err(error(
+                Exit::Usage,
+                format!("--guests migrate is not built: computes cannot reach one another; {next}"),
+            ));
+        }
+        Ok(Risk {
+            giver: giver(),
+            force: self.force,
+            destroy: self.destroy_last_copy,
+            lose_guests: matches!(self.guests, Some(GuestsArg::Lose)),
+            stop_guests: matches!(self.guests, Some(GuestsArg::Stop)),
+        })
     }
 }
 
@@ -136,6 +153,11 @@ pub(super) fn giver() -> String {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum GuestsArg {
+    /// Not built
+    #[value(hide = true)]
+    Migrate,
+    /// They are shut down before, and started again after; their disks stay
+    Stop,
     /// They end with the node
     Lose,
 }
@@ -179,12 +201,14 @@ pub fn run(arguments: Arguments) -> Result<()> {
         }
         Verb::Hold { node, reason } => socket.order_and_say(&Request::Hold { node, reason }),
         Verb::Fence { node } => socket.order_and_say(&Request::Fence { node }),
+        Verb::Drain { node } => socket.order_and_say(&Request::Drain { node, giver: giver() }),
+        Verb::Undrain { node } => socket.order_and_say(&Request::Undrain { node }),
         Verb::Unhold { node } => socket.order_and_say(&Request::Unhold { node }),
         Verb::Reimage { node, image, disks, expires, risk, wait, timeout } => {
             let (expires_secs, limit) = (time("--expires", &expires)?, time("--timeout", &timeout)?);
             let path = format!("/api/node/{}", segment(&node)?);
             let disks = if matches!(disks, DisksArg::Wipe) { Disks::Wipe } else { Disks::Keep };
-            let request = Request::Reimage { node, image, disks, expires_secs, risk: risk.risk() };
+            let request = Request::Reimage { node, image, disks, expires_secs, risk: risk.risk()? };
             let done = socket.order(&request)?;
             output::text(&(done.changes.join("\n") + "\n"))?;
             match done.order.filter(|_| wait) {
@@ -194,11 +218,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
         }
         Verb::Cancel { order, failed } => socket.order_and_say(&Request::Cancel { order, failed }),
         Verb::Replace { node, mac, disk, risk } => {
-            socket.order_and_say(&Request::Replace { node: node.clone(), macs: mac, disk, risk: risk.risk() })?;
+            socket.order_and_say(&Request::Replace { node: node.clone(), macs: mac, disk, risk: risk.risk()? })?;
             output::text(&format!("next: write the same of {node} into the site file; kiln site apply would undo it\n"))
         }
         Verb::Rm { node, risk } => {
-            socket.order_and_say(&Request::Remove { node: node.clone(), risk: risk.risk() })?;
+            socket.order_and_say(&Request::Remove { node: node.clone(), risk: risk.risk()? })?;
             output::text(&format!("next: take {node} out of the site file; kiln site apply would bring it back\n"))
         }
     }
@@ -219,8 +243,12 @@ fn list(socket: &SocketArg, json: bool) -> Result<()> {
         let mac = n.macs.first().map(|m| m.to_string()).unwrap_or_default();
         let alarms = if n.alarms > 0 { format!("{} ALARMS", n.alarms) } else { String::new() };
         let order = n.order.as_ref().filter(|o| o.end.is_none()).map(|o| format!("order {}: {}", o.id, o.state));
-        let notes =
-            [Some(alarms), order].into_iter().flatten().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("; ");
+        let notes = [Some(alarms), order, n.drain.clone()]
+            .into_iter()
+            .flatten()
+            .filter(|t| !t.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ");
         let (image, wanted) = (dash(&n.image), dash(&n.wanted));
         let generation = n.generation.to_string();
         vec![n.name.clone(), n.role.clone(), n.status.clone(), generation, image, wanted, heard, mac, notes]
@@ -262,6 +290,7 @@ fn show(socket: &SocketArg, node: &str, json: bool) -> Result<()> {
     add("runs", line.image.as_deref().unwrap_or_default());
     add("boots", line.wanted.as_deref().unwrap_or_default());
     add("kiln-node", node.version.as_deref().unwrap_or_default());
+    add("guests", line.drain.as_deref().unwrap_or_default());
     add("alarms", &if line.alarms > 0 { line.alarms.to_string() } else { String::new() });
     if let Some(order) = &line.order {
         let disks = order.disks.word();

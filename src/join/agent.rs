@@ -13,10 +13,11 @@ use self::link::Link;
 use self::register::Registration;
 use self::report::Reporter;
 use self::scripts::Scripts;
+use super::drain::Drains;
 use super::node::{Action, Job, Node, Outcome};
 use super::renewal::Renewal;
 use crate::image::role::{ROLE_FILE, RoleFile};
-use crate::ledger::message::{HANDOVER_FILE, Handover, PeerTask, Phase, PhaseReport, Report};
+use crate::ledger::message::{Drain, DrainTask, HANDOVER_FILE, Handover, PeerTask, Phase, PhaseReport, Report};
 use crate::sys::clock::{self, growing_pause, monotonic_ms};
 use crate::sys::console::Console;
 use crate::sys::http::{Client, Timeouts};
@@ -54,6 +55,9 @@ enum Event {
     StandDown(Vec<String>),
     /// An order waits for this machine to restart.
     Restart(String),
+    /// The server's word on this node's guests.
+    Drain(Option<DrainTask>),
+    Drained(DrainTask, Outcome),
     /// The server no longer knows this generation's certificate.
     Refused(String),
     /// A register that was tried in the background.
@@ -197,12 +201,15 @@ impl Agent {
         }
         let reporter = Reporter::start(link.clone(), self.sender.clone());
         let (mut last_phase, mut said, mut brings) = (Phase::Register, None, false);
-        let mut restarts: Option<Instant> = None;
+        let (mut restarts, mut drains): (Option<Instant>, _) = (None, Drains::default());
         loop {
             for action in node.due(monotonic_ms()) {
                 self.start(action, &scripts, &link);
             }
-            let report = self.report(&mut node, &scripts, false, &mut said, &mut last_phase);
+            if let Some(task) = drains.due(monotonic_ms()) {
+                self.drain(task, &scripts);
+            }
+            let report = self.report(&mut node, &scripts, &drains, false, &mut said, &mut last_phase);
             if let Some(report) = report {
                 reporter.set(report);
             }
@@ -214,7 +221,8 @@ impl Agent {
             if !registers.running && registers.renewal.wait(now).is_zero() {
                 self.register_later(&mut registers, Duration::ZERO);
             }
-            let next = node.next_ms(now).map_or(IDLE_MAX, |at| Duration::from_millis(at.saturating_sub(now)));
+            let next = node.next_ms(now).into_iter().chain(drains.next_ms(now)).min();
+            let next = next.map_or(IDLE_MAX, |at| Duration::from_millis(at.saturating_sub(now)));
             let renewal = if registers.running { IDLE_MAX } else { registers.renewal.wait(now) };
             let wait = next.min(renewal).min(IDLE_MAX);
             match self.events.recv_timeout(wait) {
@@ -233,6 +241,11 @@ impl Agent {
                     restart();
                 }
                 Ok(Event::Restart(_)) => {}
+                Ok(Event::Drain(task)) => drains.tell(task, monotonic_ms()),
+                Ok(Event::Drained(task, outcome)) => {
+                    show("guests", &outcome);
+                    drains.ended(&task, outcome, monotonic_ms());
+                }
                 Ok(Event::Refused(why)) => {
                     registers.needed = true;
                     if !registers.running {
@@ -272,7 +285,7 @@ impl Agent {
                         leave(&self.role, &scripts);
                     }
                     said = None;
-                    if let Some(report) = self.report(&mut node, &scripts, down, &mut said, &mut last_phase) {
+                    if let Some(report) = self.report(&mut node, &scripts, &drains, down, &mut said, &mut last_phase) {
                         reporter.last(&report);
                     }
                     return Ok(());
@@ -295,24 +308,40 @@ impl Agent {
         });
     }
 
+    /// Backwards as at a shutdown, and forwards again.
+    fn drain(&self, task: DrainTask, scripts: &Scripts) {
+        let mut systems: Vec<String> = self.role.systems.iter().map(|s| s.name.clone()).collect();
+        if task.guests != Drain::Back {
+            systems.reverse();
+        }
+        let (scripts, sender) = (scripts.clone(), self.sender.clone());
+        std::thread::spawn(move || {
+            let work = AssertUnwindSafe(|| scripts.drain(systems.iter().map(String::as_str), task.guests));
+            let outcome = catch_unwind(work).unwrap_or(Outcome::Failed("kiln-node panicked".into()));
+            let _ = sender.send(Event::Drained(task, outcome));
+        });
+    }
+
     /// The report, with a number of its own, if it says something new.
     fn report(
         &self,
         node: &mut Node,
         scripts: &Scripts,
+        drains: &Drains,
         leaving: bool,
         said: &mut Option<Report>,
         last: &mut Phase,
     ) -> Option<Report> {
         let (phase, detail, mut systems) = node.report();
-        systems.iter_mut().for_each(|s| s.guests = scripts.guests(&s.name));
+        systems.iter_mut().for_each(|s| scripts.add_guests(s));
         if phase != *last {
             self.console.say(&format!("{phase:?}: {detail}").to_lowercase());
             *last = phase;
         }
         let seq = said.as_ref().map_or(0, |r| r.seq);
         let order = self.handover.go.order.as_ref().map(|o| o.id.clone());
-        let report = Report { phase, detail, systems, leaving, seq, running: node.running_steps(), order };
+        let (running, drain) = (node.running_steps(), drains.report());
+        let report = Report { phase, detail, systems, leaving, seq, running, order, drain };
         if said.as_ref() == Some(&report) {
             return None;
         }

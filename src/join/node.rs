@@ -360,6 +360,7 @@ impl Node {
             lineage: t.lineage.clone().filter(|_| t.started && t.healthy),
             stranded: t.is_stranded(),
             guests: vec![], // the agent's part
+            stopped: vec![],
         });
         (phase, detail, systems.collect())
     }
@@ -511,7 +512,7 @@ fn timeout(step: Option<&Step>) -> u64 {
 }
 
 /// An outcome that is not the wanted one, for people.
-fn words(outcome: &Outcome) -> String {
+pub(super) fn words(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Done(t) | Outcome::Later(t) | Outcome::Working(t) => t.clone(),
         Outcome::Failed(t) | Outcome::Missing(t) | Outcome::Down(t) => t.clone(),

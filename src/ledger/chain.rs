@@ -157,6 +157,7 @@ mod tests {
                     lineage: None,
                     stranded: false,
                     guests: vec![],
+                    stopped: vec![],
                 })
                 .collect(),
             leaving: false,

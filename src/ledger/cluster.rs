@@ -175,7 +175,7 @@ impl Cluster {
             Event::RoomMade { system, step, node, generation, .. } => {
                 self.formation_mut(system).room.insert((step.clone(), node.clone()), *generation);
             }
-            Event::NodeRemoved { node } => {
+            Event::NodeRemoved { node, .. } => {
                 self.formations.values_mut().for_each(|f| Arc::make_mut(f).forget(node));
                 let held = |s: &&mut Step| s.holder.as_ref().is_some_and(|(h, _)| h.node == *node);
                 self.steps.values_mut().filter(held).for_each(|s| s.holder = None);

@@ -336,6 +336,30 @@ pub enum Event {
     /// The node is no more: what it held is gone, and who waited for it waits no longer.
     NodeRemoved {
         node: String,
+        /// What members are to do so that their systems forget it: (system, step).
+        #[serde(default)]
+        forget: Vec<(String, String)>,
+    },
+    /// A member has done so.
+    Forgotten {
+        node: String,
+        system: String,
+        step: String,
+        by: String,
+    },
+    /// The operator's word: no new guests come to the node, until it is undrained.
+    NodeDrained {
+        node: String,
+        giver: String,
+    },
+    NodeUndrained {
+        node: String,
+    },
+    /// The node says that all is with its guests as before.
+    DrainUndone {
+        node: String,
+        /// Revision of the word that it followed.
+        number: u64,
     },
 }
 
@@ -389,7 +413,11 @@ impl Event {
             | Event::OrderBegun { node, .. }
             | Event::OrderEnded { node, .. }
             | Event::NodeReplaced { node, .. }
-            | Event::NodeRemoved { node }
+            | Event::NodeRemoved { node, .. }
+            | Event::Forgotten { node, .. }
+            | Event::NodeDrained { node, .. }
+            | Event::NodeUndrained { node }
+            | Event::DrainUndone { node, .. }
             | Event::NodeUnheld { node } => Some(node.clone()),
             Event::OrderGiven { order, .. } => Some(order.node.clone()),
         }

@@ -2,8 +2,9 @@
 //! unknown and counted anew, and what needs it refuses. Times are monotonic milliseconds.
 
 use super::decide::Command;
-use super::message::{Report, SESSION_DEAD_SECS, SystemState};
+use super::message::{DoneRequest, DrainReport, PeerTask, Report, SESSION_DEAD_SECS, SystemReport, SystemState};
 use super::state::State;
+use super::text;
 use crate::site::Mac;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub struct Live {
     pub heard: BTreeMap<String, Heard>,
     /// When the machine of a node with an open order last asked to boot, or the order was given.
     pub asked: BTreeMap<String, u64>,
+    /// Why what a member did last for a removed node failed: (node, system, step) -> reason.
+    pub stuck: BTreeMap<(String, String, String), String>,
     noise: BTreeMap<Mac, Window>,
     strangers: Window,
 }
@@ -66,8 +69,31 @@ pub struct Reported {
     /// Systems that run but cannot serve.
     pub stranded: Arc<BTreeSet<String>>,
     pub healthy: Arc<BTreeSet<String>>,
-    /// Guests, by the system that they live in.
-    pub guests: Arc<BTreeMap<String, Vec<String>>>,
+    /// By the system that they live in.
+    pub guests: Arc<BTreeMap<String, Guests>>,
+    pub drain: Option<DrainReport>,
+}
+
+/// Others' machines in one system, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guests {
+    pub running: Vec<String>,
+    pub stopped: Vec<String>,
+}
+
+impl Guests {
+    /// By system; those without guests are left out.
+    pub fn of<'a>(systems: impl IntoIterator<Item = &'a SystemReport>) -> BTreeMap<String, Guests> {
+        let of = |s: &SystemReport| {
+            let (stopped, running) = s.guests.iter().cloned().partition(|g| s.stopped.contains(g));
+            (s.name.clone(), Guests { running, stopped })
+        };
+        systems.into_iter().filter(|s| !s.guests.is_empty()).map(of).collect()
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &str> {
+        self.running.iter().chain(&self.stopped).map(String::as_str)
+    }
 }
 
 impl Reported {
@@ -75,13 +101,13 @@ impl Reported {
         let lineages = report.systems.iter().filter_map(|s| Some((s.name.clone(), s.lineage.clone()?)));
         let stranded = report.systems.iter().filter(|s| s.stranded && s.lineage.is_none()).map(|s| s.name.clone());
         let healthy = report.systems.iter().filter(|s| s.state == SystemState::Healthy).map(|s| s.name.clone());
-        let guests = report.systems.iter().filter(|s| !s.guests.is_empty());
         Reported {
             seq: report.seq,
             lineages: Arc::new(lineages.collect()),
             stranded: Arc::new(stranded.collect()),
             healthy: Arc::new(healthy.collect()),
-            guests: Arc::new(guests.map(|s| (s.name.clone(), s.guests.clone())).collect()),
+            guests: Arc::new(Guests::of(&report.systems)),
+            drain: report.drain.clone(),
         }
     }
 }
@@ -132,6 +158,7 @@ impl Live {
                     self.hear(state, &node.clone(), None, now_ms);
                 }
             }
+            Command::Done { request, .. } => self.note_removed(state, request),
             Command::Reimage(order) => drop(self.asked.insert(order.node.clone(), now_ms)),
             Command::Tick { .. } => {
                 for node in state.open_orders.values() {
@@ -141,6 +168,17 @@ impl Live {
             Command::Saw { mac, .. } => self.ask(state, *mac, now_ms),
             Command::Answer(answer) => self.ask(state, answer.mac, now_ms),
             _ => {}
+        }
+    }
+
+    /// Only of nodes that are still to be forgotten.
+    fn note_removed(&mut self, state: &State, request: &DoneRequest) {
+        let key = |task: &PeerTask| (task.node.clone(), task.system.clone(), task.step.clone());
+        self.stuck.retain(|(node, system, step), _| state.is_remembered(node, system, step));
+        if let Some(task) =
+            request.peer.as_ref().filter(|t| !request.ok && state.is_remembered(&t.node, &t.system, &t.step))
+        {
+            self.stuck.insert(key(task), text::clean(&request.detail, 300));
         }
     }
 

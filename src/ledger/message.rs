@@ -228,6 +228,38 @@ pub struct Report {
     /// The order that this boot went by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<String>,
+    /// How far what it was told of its guests is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainReport>,
+}
+
+/// What a node is told of its guests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainTask {
+    /// Grows with each new word.
+    pub number: u64,
+    pub guests: Drain,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Drain {
+    /// No new ones come.
+    Stay,
+    /// Nor do those that are there run: they are shut down, and it is remembered who ran.
+    Stop,
+    /// As before: new ones may come, and those that ran are started.
+    Back,
+}
+
+/// How far a [`DrainTask`] is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainReport {
+    pub number: u64,
+    pub done: bool,
+    /// One line: what it waits for.
+    #[serde(default)]
+    pub detail: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,6 +288,9 @@ pub struct SystemReport {
     /// Others' machines that live in it here, by name; at most [`GUESTS_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guests: Vec<String>,
+    /// Those of `guests` that are shut down: they lose nothing as long as their disks stay.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stopped: Vec<String>,
 }
 
 /// Guests that are named in a report; more are as good a reason.
@@ -283,15 +318,18 @@ pub struct ReportAnswer {
     /// An order waits for this machine to restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<String>,
+    /// What is to become of its guests; `None`: nothing was said, or all is as before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainTask>,
 }
 
-/// A peer step to be run here for `node`; its end is told with [`DoneRequest`].
+/// A step to be run here for `node`, which wants to join or was removed; its end is told with [`DoneRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PeerTask {
     pub system: String,
     pub step: String,
     pub node: String,
-    /// Of the node that wants to join.
+    /// Of that node.
     pub generation: u64,
 }
 

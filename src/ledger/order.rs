@@ -27,6 +27,9 @@ pub struct Order {
     /// Guests on the node may be lost.
     #[serde(default)]
     pub lose_guests: bool,
+    /// They are shut down before the node restarts, and started again after the order.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stop_guests: bool,
     /// The rollout that gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<String>,

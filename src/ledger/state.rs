@@ -29,6 +29,8 @@ pub struct State {
     pub cluster: Cluster,
     /// Orders that have not come to their end: id -> node.
     pub open_orders: BTreeMap<String, String>,
+    /// Removed nodes that are not forgotten by all yet: (system, step) that a member is to run.
+    pub removed: BTreeMap<String, BTreeSet<(String, String)>>,
     /// The last one that was started.
     pub rollout: Option<Arc<RolloutState>>,
     /// Of every node's current certificate.
@@ -70,6 +72,10 @@ pub struct NodeState {
     pub fenced: Option<u64>,
     /// The last order that was given for it.
     pub order: Option<OrderState>,
+    /// The operator's word: no new guests come.
+    pub drained: bool,
+    /// Revision of the last word on its guests; `None`: all is as it was before any.
+    pub drain: Option<u64>,
     /// What an order made it boot instead of its role's image; until the role gets another one.
     pub image: Option<UsedImage>,
 }
@@ -192,6 +198,11 @@ impl State {
         Some((node, self.nodes.get(node)?.open_order().filter(|o| o.order.id == id)?))
     }
 
+    /// Whether a member is still to run this step because the node was removed.
+    pub fn is_remembered(&self, node: &str, system: &str, step: &str) -> bool {
+        self.removed.get(node).is_some_and(|left| left.iter().any(|(s, name)| s == system && name == step))
+    }
+
     /// Where this node's state lives; an error is the reason why it must not boot.
     pub fn keeps<'a>(&self, node: &'a Node) -> Result<Keeps<'a>, String> {
         use crate::site::StateDisk::{Disk, Unset, Volatile};
@@ -243,6 +254,8 @@ impl State {
         self.rev += 1;
         match event {
             Event::SiteApplied { site, site_id } => {
+                // A name that is in use again must not be forgotten.
+                self.removed.retain(|name, _| !site.nodes.iter().any(|n| n.name == *name));
                 self.site = Some(Arc::new((**site).clone()));
                 self.site_id = site_id.clone();
             }
@@ -287,10 +300,20 @@ impl State {
                 self.forget_cards(node, macs);
                 self.node_mut(node).approved |= fresh;
             }
-            Event::NodeRemoved { node } => {
+            Event::Forgotten { node, system, step, .. } => {
+                if let Some(left) = self.removed.get_mut(node) {
+                    left.remove(&(system.clone(), step.clone()));
+                }
+                self.removed.retain(|_, left| !left.is_empty());
+            }
+            Event::NodeRemoved { node, forget } => {
                 self.forget_cards(node, &[]);
+                if !forget.is_empty() {
+                    self.removed.insert(node.clone(), forget.iter().cloned().collect());
+                }
                 let state = self.node_mut(node);
                 (state.approved, state.credential, state.held, state.image) = (false, None, None, None);
+                (state.drained, state.drain) = (false, None);
                 // Whatever it still says is nobody's word.
                 let session = state.session.take();
                 session.map(|s| self.fingerprints.remove(&s.fingerprint));
@@ -360,6 +383,13 @@ impl State {
                     session.left = *leaving;
                 }
             }
+            Event::NodeDrained { node, .. } | Event::NodeUndrained { node } => {
+                let state = self.node_mut(node);
+                (state.drained, state.drain) = (matches!(event, Event::NodeDrained { .. }), Some(rev));
+            }
+            Event::DrainUndone { node, number } => {
+                self.node_mut(node).drain.take_if(|n| n == number);
+            }
             Event::NodeHeld { node, reason } => self.node_mut(node).held = Some(reason.clone()),
             Event::NodeUnheld { node } => self.node_mut(node).held = None,
             Event::NodeFenced { node, generation } => self.node_mut(node).fenced = Some(*generation),
@@ -386,7 +416,11 @@ impl State {
                 self.open_orders.insert(order.id.clone(), order.node.clone());
                 let ours = self.rollout.iter_mut().filter(|r| order.rollout.as_ref() == Some(&r.rollout.id));
                 ours.for_each(|r| Arc::make_mut(r).given.push((order.node.clone(), order.id.clone())));
-                self.node_mut(&order.node).order = Some(OrderState::new((**order).clone(), rev));
+                let state = self.node_mut(&order.node);
+                state.order = Some(OrderState::new((**order).clone(), rev));
+                if order.stop_guests {
+                    state.drain = Some(rev);
+                }
             }
             Event::OrderBooted { order, node, boot_id } => {
                 if let Some(known) = self.order_mut(node, order) {
@@ -405,6 +439,9 @@ impl State {
                 let state = self.node_mut(node);
                 let Some(known) = state.order.as_mut().filter(|o| o.order.id == *order) else { return };
                 known.ended = Some(*end);
+                if known.order.stop_guests {
+                    state.drain = Some(rev);
+                }
                 if *end == End::Ready {
                     let image = Some(known.order.image.clone());
                     state.image = image.filter(|i| Some(i.id) != current);

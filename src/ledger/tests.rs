@@ -172,7 +172,7 @@ proptest! {
                 },
                 _ => Command::Report {
                     fingerprint: Digest([last; 32]),
-                    report: Report { phase: Phase::Ready, detail: text, systems: vec![], leaving: false, seq: 0, running: vec![], order: None },
+                    report: Report { phase: Phase::Ready, detail: text, systems: vec![], leaving: false, seq: 0, running: vec![], order: None, drain: None },
                 },
             };
             let caused = match decide(&state, &live, &command, now) {

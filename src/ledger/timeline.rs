@@ -88,7 +88,11 @@ pub fn line(event: &Event) -> String {
             let disk = if *fresh { ", with a new disk" } else { ", with its old disk" };
             format!("node {node} is the machine {} from now on{disk}", macs.join(" "))
         }
-        Event::NodeRemoved { node } => format!("node {node} removed"),
+        Event::NodeRemoved { node, .. } => format!("node {node} removed"),
+        Event::Forgotten { node, system, step, by } => format!("{system}/{step}: {by} has forgotten {node}"),
+        Event::NodeDrained { giver, .. } => format!("drained by {giver}: no new guests come"),
+        Event::NodeUndrained { .. } => "undrained: guests may come".into(),
+        Event::DrainUndone { .. } => "guests are as before".into(),
     }
 }
 

@@ -380,6 +380,13 @@ mod tests {
         assert!(judge_stamp(&stamp, &go("a", "n1")).is_ok());
         assert!(judge_stamp(&stamp, &go("b", "n1")).unwrap_err().contains("another cluster"));
         assert!(judge_stamp(&stamp, &go("a", "n2")).unwrap_err().contains("node n1"));
+        // No order changes that: disks that were mixed up are neither used nor wiped.
+        for disks in [Disks::Keep, Disks::Wipe] {
+            let order = Some(BootOrder { id: "0a1b2c3d".into(), disks });
+            let other = BootGo { order: order.clone(), ..go("b", "n1") };
+            assert!(judge_stamp(&stamp, &other).unwrap_err().contains("another cluster"), "{disks:?}");
+            assert!(judge_stamp(&stamp, &BootGo { order, ..go("a", "n1") }).is_ok(), "{disks:?}");
+        }
     }
 
     proptest! {

@@ -28,6 +28,9 @@ pub struct System {
     /// Absolute folders that must outlive a reboot.
     #[serde(default)]
     pub state: Vec<String>,
+    /// What its state is worth beside the other nodes'; `None`: it is made anew without loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeps: Option<Keeps>,
     /// Only systems that form a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub formation: Option<Formation>,
@@ -35,6 +38,16 @@ pub struct System {
     pub steps: Vec<Step>,
     #[serde(default)]
     pub health: Health,
+}
+
+/// What data without a lineage are beside the other nodes'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keeps {
+    /// Every node on which it is healthy holds all of them.
+    Copy,
+    /// What lies here lies nowhere else.
+    Sole,
 }
 
 /// How a clustered system comes to life.
@@ -94,6 +107,8 @@ pub enum Scope {
     Cluster,
     /// A healthy member does it for a joining one.
     Peer,
+    /// A healthy member does it for one that was removed.
+    Removed,
 }
 
 /// What the ledger must know of a system on whose start or steps several nodes agree. Stands in
@@ -109,6 +124,11 @@ pub struct Clustered {
     /// Peer steps, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peer_steps: Vec<String>,
+    /// What a member does when a node was removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed_steps: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeps: Option<Keeps>,
 }
 
 impl System {
@@ -121,8 +141,11 @@ impl System {
             formation: self.formation.clone(),
             cluster_steps: of(Scope::Cluster).map(writes).collect(),
             peer_steps: of(Scope::Peer).map(|s| s.name.clone()).collect(),
+            removed_steps: of(Scope::Removed).map(|s| s.name.clone()).collect(),
+            keeps: self.keeps,
         };
-        let alone = self.formation.is_none() && clustered.cluster_steps.is_empty() && clustered.peer_steps.is_empty();
+        let alone =
+            self.formation.is_none() && self.keeps.is_none() && self.steps.iter().all(|s| s.scope == Scope::Node);
         (!alone).then_some(clustered)
     }
 

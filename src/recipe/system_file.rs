@@ -17,7 +17,7 @@
 use super::name;
 use super::problem::Problem;
 use super::reader::{self, At, Table};
-use super::system::{Dark, Formation, FormationKind, Health, Scope, Step, System};
+use super::system::{Dark, Formation, FormationKind, Health, Keeps, Scope, Step, System};
 
 /// Where the parts of a system stand that later checks name.
 #[derive(Default)]
@@ -79,6 +79,7 @@ fn read_system(table: &Table<'_>, expected: &str) -> (System, Places) {
         ports: places.ports.iter().map(|p| p.value).collect(),
         secrets: list(&places.secrets),
         state: list(&places.state),
+        keeps: table.word("keeps", &[("copy", Keeps::Copy), ("sole", Keeps::Sole)]).map(|at| at.value),
         formation: formation.map(|f| f.value),
         steps,
         health: table
@@ -109,7 +110,7 @@ fn read_formation(table: &Table<'_>) -> Option<At<Formation>> {
 }
 
 /// Names of scripts that every system has: a step of that name would be taken for one.
-const SCRIPTS: [&str; 6] = ["seed", "join", "leave", "rank", "lineage", "health"];
+const SCRIPTS: [&str; 9] = ["seed", "join", "leave", "rank", "lineage", "health", "list-guests", "drain", "undrain"];
 
 fn read_step(table: &Table<'_>) -> Option<(Step, StepPlaces)> {
     let step_name = table.required("name", |text| {
@@ -119,16 +120,19 @@ fn read_step(table: &Table<'_>) -> Option<(Step, StepPlaces)> {
         name::word(text)
     });
     if !table.has("scope") {
-        table.problem("scope is missing: \"node\", \"cluster\" or \"peer\"");
+        table.problem("scope is missing: \"node\", \"cluster\", \"peer\" or \"removed\"");
     }
-    let scope = table.word("scope", &[("node", Scope::Node), ("cluster", Scope::Cluster), ("peer", Scope::Peer)]);
+    let scopes =
+        [("node", Scope::Node), ("cluster", Scope::Cluster), ("peer", Scope::Peer), ("removed", Scope::Removed)];
+    let scope = table.word("scope", &scopes);
     let writes = table.parsed("writes", name::word);
     let needs = table.list("needs", |text| match text.split_once('/') {
         None => name::word(text),
         Some((system, step)) => name::word(system).and(name::word(step)).map(|_| text.to_string()),
     });
     let timeout = table.parsed("timeout", name::duration);
-    if let (Some(writes), Some(Scope::Node | Scope::Peer)) = (&writes, scope.as_ref().map(|s| s.value)) {
+    if let (Some(writes), Some(Scope::Node | Scope::Peer | Scope::Removed)) = (&writes, scope.as_ref().map(|s| s.value))
+    {
         table.problem_at(writes, "only a step of scope \"cluster\" writes into a lineage");
     }
     let (step_name, scope) = (step_name?, scope?);

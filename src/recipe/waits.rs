@@ -60,7 +60,7 @@ impl<'a> Waits<'a> {
         let (healthy, complete) = (Point::Healthy(name), Point::Complete(name));
         let before: Vec<Point> = loaded.system.after.iter().map(|a| Point::Complete(a)).collect();
         let (mut early, mut late) = (before, vec![healthy]);
-        for step in loaded.places.steps.iter().filter(|s| s.scope.value != Scope::Peer) {
+        for step in loaded.places.steps.iter().filter(|s| !matches!(s.scope.value, Scope::Peer | Scope::Removed)) {
             let point = Point::Step(name, &step.name.value);
             let stage = if step.needs.iter().any(|n| n.value == name) { &mut late } else { &mut early };
             let earlier = std::mem::replace(stage, vec![point]);

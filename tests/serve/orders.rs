@@ -127,7 +127,9 @@ fn an_order_is_taken_back_or_ended_by_time_and_waited_for() {
     is(&place, &["node", "reimage", "test2", "--expires", "soon"], 2, &["--expires \"soon\" is not a time"]);
     is(&place, &["node", "reimage", "test2", "--force", ""], 2, &["--force needs a reason"]);
     is(&place, &["node", "reimage", "test2", "--destroy-last-copy", "nope"], 2, &["no shared system \"nope\""]);
-    is(&place, &["node", "reimage", "test2", "--guests", "keep"], 2, &["lose"]);
+    is(&place, &["node", "reimage", "test2", "--guests", "keep"], 2, &["stop, lose"]);
+    is(&place, &["node", "reimage", "test2", "--guests", "migrate"], 2, &["is not built", "--guests stop or lose"]);
+    is(&place, &["node", "rm", "test2", "--guests", "stop"], 2, &["a node that is off", "--guests lose"]);
 }
 
 #[test]
@@ -160,6 +162,60 @@ fn hardware_is_replaced_and_nodes_are_removed() {
     is(&place, &["node", "rm", "test2"], 2, &["no node"]);
 }
 
+#[test]
+fn a_node_is_drained_by_a_word_or_an_order_and_told_until_it_is_done() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    server.script();
+    let node = Node::new(1);
+    let BootAnswer::Go(go) = node.boot(&server, place.id) else { panic!("held") };
+    let answer = node.register(&server, place.id, go.credential).unwrap();
+    let identity = node.identity(&answer.certificate);
+    let mut seq = 0;
+    let mut told = |running: &[&str], done: Option<u64>| {
+        seq += 1;
+        let guests = vec!["web".to_string()];
+        let stopped = if running.is_empty() { guests.clone() } else { vec![] };
+        let (name, state, reason) = ("libvirt".to_string(), SystemState::Healthy, String::new());
+        let system = SystemReport { name, state, reason, lineage: None, stranded: false, guests, stopped };
+        let drain = done.map(|number| DrainReport { number, done: true, detail: String::new() });
+        let report = Report { systems: vec![system], seq, drain, ..report(Phase::Ready) };
+        server.say::<ReportAnswer>("/v1/report", &report, Some(&identity)).unwrap()
+    };
+    assert_eq!(told(&["web"], None).drain, None);
+    is(&place, &["node", "drain", "test1"], 0, &["drained by"]);
+    let task = told(&["web"], None).drain.unwrap();
+    assert_eq!(task.guests, Drain::Stay);
+    is(&place, &["node", "ls"], 0, &["draining: the node does not know yet"]);
+    assert_eq!(told(&["web"], Some(task.number)).drain, Some(task), "until it is undrained");
+    is(&place, &["node", "show", "test1"], 0, &["guests      draining: 1 guest left"]);
+    is(&place, &["node", "undrain", "test1"], 0, &["guests may come"]);
+    let task = told(&["web"], None).drain.unwrap();
+    assert_eq!(task.guests, Drain::Back);
+    assert_eq!(told(&["web"], Some(task.number)).drain, None);
+
+    is(
+        &place,
+        &["node", "reimage", "test1"],
+        3,
+        &["libvirt: 1 guest: web; next: move them away, or --guests stop or lose"],
+    );
+    let wipe = ["node", "reimage", "test1", "--disks", "wipe", "--guests", "stop"];
+    is(&place, &wipe, 3, &["a wipe takes the disks of those that are shut down"]);
+    let id = order_in(&is(&place, &["node", "reimage", "test1", "--guests", "stop"], 0, &[]));
+    let answer = told(&["web"], None);
+    assert_eq!((answer.restart, answer.drain.as_ref().map(|d| d.guests)), (None, Some(Drain::Stop)));
+    is(&place, &["node", "ls"], 0, &["the node is not restarted: guests: draining: the node does not know yet"]);
+    let number = answer.drain.unwrap().number;
+    assert_eq!(told(&["web"], Some(number)).restart, None, "one runs still");
+    assert_eq!(told(&[], Some(number)).restart, Some(id.clone()));
+    is(&place, &["node", "undrain", "test1"], 3, &[&format!("kiln node cancel {id}")]);
+    is(&place, &["node", "cancel", &id], 0, &[]);
+    let answer = told(&[], Some(number));
+    assert_eq!((answer.restart, answer.drain.map(|d| d.guests)), (None, Some(Drain::Back)));
+    is(&place, &["node", "show", "test1"], 0, &["undraining: the node does not know yet"]);
+}
+
 /// Three members of one database.
 struct Cluster {
     place: Place,
@@ -177,6 +233,8 @@ impl Cluster {
             formation: Some(Formation { kind: FormationKind::Seeded, dark: Some(Dark::Rank) }),
             cluster_steps: BTreeMap::new(),
             peer_steps: vec![],
+            removed_steps: vec![],
+            keeps: None,
         };
         let id = store_clustered(&place.path("store"), b"kernel", "latest", None, vec![galera]);
         let third = SITE.replace("test2", "test3").replace("00:00:02", "00:00:03").replace("127.0.0.2", "127.0.0.3");
@@ -209,6 +267,7 @@ impl Cluster {
             lineage: Some("L".into()),
             stranded: false,
             guests: vec![],
+            stopped: vec![],
         };
         self.say(i, Report { systems: vec![system], seq: 5, ..report(Phase::Ready) });
     }

@@ -171,6 +171,7 @@ impl Machine {
             seq,
             running: run.node.running_steps(),
             order: self.order.clone(),
+            drain: None,
         };
         if run.said.as_ref() == Some(&report) {
             return Some(report);

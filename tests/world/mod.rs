@@ -47,6 +47,7 @@ pub fn system(name: &str, after: &[&str], dark: Option<kiln::recipe::system::Dar
         ports: vec![],
         secrets: vec![],
         state: vec![],
+        keeps: None,
         formation: dark.map(|dark| Formation { kind: FormationKind::Seeded, dark: Some(dark) }),
         steps,
         health: Health::default(),

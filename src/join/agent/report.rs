@@ -81,7 +81,7 @@ impl Shared {
     }
 
     fn run(&self, events: &Sender<Event>) {
-        let (mut failures, mut sent, mut said) = (0u32, Instant::now(), false);
+        let (mut failures, mut sent, mut said, mut drain) = (0u32, Instant::now(), false, None);
         loop {
             let Some(report) = self.next(sent) else { return };
             match self.link.post::<ReportAnswer>("report", &report, None) {
@@ -95,6 +95,10 @@ impl Shared {
                     }
                     if let Some(order) = answer.restart {
                         let _ = events.send(Event::Restart(order));
+                    }
+                    if drain != answer.drain {
+                        drain.clone_from(&answer.drain);
+                        let _ = events.send(Event::Drain(answer.drain));
                     }
                     // The same one again is one that failed.
                     if !answer.peers.is_empty() || said {

@@ -4,7 +4,7 @@
 use super::place::{RUN, secrets_dir, site_file};
 use crate::image::role::SYSTEMS_DIR;
 use crate::join::node::{Action, HEALTH_TIMEOUT_SECS, Job, Outcome};
-use crate::ledger::message::{Data, GUESTS_MAX};
+use crate::ledger::message::{Data, Drain, GUESTS_MAX, SystemReport};
 use crate::sys::command;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +23,8 @@ const STOP_WAIT: Duration = Duration::from_secs(300);
 const UNIT_POLL: Duration = Duration::from_millis(500);
 const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(60);
 const GUESTS_TIMEOUT: Duration = Duration::from_secs(20);
+/// Of one try of a system's `drain` or `undrain`; what takes longer says so and is asked again.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
 /// Of a failing script's output, for the journal.
 const LOG_LINES: usize = 20;
 /// Of a reason.
@@ -38,8 +40,11 @@ pub struct Scripts {
     /// Where finished steps of this boot are marked.
     pub done_dir: PathBuf,
     /// By system, as its `list-guests` said at its last health.
-    guests: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
+    guests: Arc<Mutex<BTreeMap<String, Vec<Guest>>>>,
 }
+
+/// A name, and whether it is shut down.
+type Guest = (String, bool);
 
 impl Scripts {
     pub fn new(node: &str, role: &str) -> Scripts {
@@ -119,12 +124,15 @@ impl Scripts {
         }
     }
 
-    /// Who lives in a system, as was last seen.
-    pub fn guests(&self, system: &str) -> Vec<String> {
-        self.known_guests().get(system).cloned().unwrap_or_default()
+    /// Says in a system's report who lives there, as was last seen.
+    pub fn add_guests(&self, report: &mut SystemReport) {
+        let known = self.known_guests();
+        let guests = known.get(&report.name).into_iter().flatten();
+        report.stopped = guests.clone().filter(|(_, stopped)| *stopped).map(|(name, _)| name.clone()).collect();
+        report.guests = guests.map(|(name, _)| name.clone()).collect();
     }
 
-    fn known_guests(&self) -> MutexGuard<'_, BTreeMap<String, Vec<String>>> {
+    fn known_guests(&self) -> MutexGuard<'_, BTreeMap<String, Vec<Guest>>> {
         self.guests.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -137,10 +145,7 @@ impl Scripts {
         }
         match command::run_ok(&mut self.line(system, &path), b"", GUESTS_TIMEOUT) {
             Ok(output) => {
-                let text = output.text();
-                let names = text.lines().map(str::trim).filter(|l| !l.is_empty()).take(GUESTS_MAX);
-                let names = names.map(|n| n.chars().take(LINE_MAX_CHARS).collect()).collect();
-                self.known_guests().insert(system.into(), names);
+                self.known_guests().insert(system.into(), listed(&output.text()));
             }
             Err(e) => eprintln!("{system}: listing guests: {e:#}"),
         }
@@ -174,6 +179,24 @@ impl Scripts {
             },
             _ => Outcome::Failed(format!("rank printed {said:?}, neither `blank` nor `LINEAGE NUMBER`")),
         }
+    }
+
+    /// Does with the guests of these systems what the server says. The first that is not through ends
+    /// the try: all of them are asked again.
+    pub fn drain<'a>(&self, mut systems: impl Iterator<Item = &'a str>, guests: Drain) -> Outcome {
+        let (name, word) = match guests {
+            Drain::Stay => ("drain", "stay"),
+            Drain::Stop => ("drain", "stop"),
+            Drain::Back => ("undrain", "back"),
+        };
+        let extra = [Extra::Variable("KILN_GUESTS", word.into())];
+        let ended = systems.find_map(|system| match self.script(system, name, &extra, DRAIN_TIMEOUT) {
+            Outcome::Done(_) | Outcome::Missing(_) => None,
+            Outcome::Later(why) => Some(Outcome::Later(format!("{system}: {why}"))),
+            Outcome::Failed(why) => Some(Outcome::Failed(format!("{system}: {why}"))),
+            other => Some(other),
+        });
+        ended.unwrap_or_else(|| done("guests are as the server says"))
     }
 
     /// Leaves the cluster in order before a shutdown, where the system has a script for it.
@@ -230,6 +253,20 @@ impl Extra {
     fn variables(all: Vec<(&'static str, String)>) -> Vec<Extra> {
         all.into_iter().map(|(name, value)| Extra::Variable(name, value)).collect()
     }
+}
+
+/// What `list-guests` printed: a name a line, after a blank `stopped` if it is shut down.
+fn listed(text: &str) -> Vec<Guest> {
+    let lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
+    let guest = |line: &str| {
+        let name = line.strip_suffix("stopped").filter(|name| name.ends_with([' ', '\t']));
+        (name.unwrap_or(line).trim().chars().take(LINE_MAX_CHARS).collect(), name.is_some())
+    };
+    // Who runs must not be cut off by those that do not.
+    let mut guests: Vec<Guest> = lines.map(guest).collect();
+    guests.sort_by_key(|(_, stopped)| *stopped);
+    guests.truncate(GUESTS_MAX);
+    guests
 }
 
 fn done(text: &str) -> Outcome {
@@ -463,6 +500,41 @@ mod tests {
         );
         let Outcome::Done(seen) = perform(&scripts, "env", 20) else { panic!("env failed") };
         assert_eq!(seen, "HOME KILN_NODE KILN_ROLE KILN_SECRETS KILN_SITE PATH /");
+    }
+
+    #[test]
+    fn guests_are_listed_with_those_that_are_shut_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let scripts =
+            scripts(dir.path(), &[("list-guests", "printf 'web\\n\\nmail\\tstopped\\nstopped\\nnonstopped\\n'")]);
+        scripts.look_for_guests("s");
+        let (state, reason) = (crate::ledger::message::SystemState::Healthy, String::new());
+        let mut report = SystemReport {
+            name: "s".into(),
+            state,
+            reason,
+            lineage: None,
+            stranded: false,
+            guests: vec![],
+            stopped: vec![],
+        };
+        scripts.add_guests(&mut report);
+        assert_eq!(report.guests, ["web", "stopped", "nonstopped", "mail"]);
+        assert_eq!(report.stopped, ["mail"]);
+    }
+
+    #[test]
+    fn draining_asks_every_system_and_says_which_is_not_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = [("drain", "echo $KILN_GUESTS >>said; [ $KILN_GUESTS = stay ] || { echo web runs; exit 75; }")];
+        let said = dir.path().join("said");
+        let text = files[0].1.replace("said", &said.display().to_string());
+        let scripts = scripts(dir.path(), &[("drain", &text), ("undrain", "echo nova is away; exit 1")]);
+        let drain = |guests| scripts.drain(["other", "s"].into_iter(), guests);
+        assert!(matches!(drain(Drain::Stay), Outcome::Done(_)));
+        assert_eq!(drain(Drain::Stop), Outcome::Later("s: web runs".into()));
+        assert_eq!(drain(Drain::Back), Outcome::Failed("s: nova is away".into()));
+        assert_eq!(fs::read_to_string(said).unwrap(), "stay\nstop\n");
     }
 
     #[test]

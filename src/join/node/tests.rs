@@ -23,6 +23,7 @@ fn system(name: &str, after: &[&str], steps: Vec<Step>) -> System {
         ports: vec![],
         secrets: vec![],
         state: vec![],
+        keeps: None,
         formation: None,
         steps,
         health: Health { interval: "10s".into() },

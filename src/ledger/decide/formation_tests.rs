@@ -21,6 +21,8 @@ fn clustered(name: &str, dark: Dark, steps: &[&str], peers: &[&str]) -> Clustere
         formation: Some(Formation { kind: FormationKind::Seeded, dark: Some(dark) }),
         cluster_steps: steps.iter().map(|s| (s.to_string(), name.to_string())).collect(),
         peer_steps: peers.iter().map(|s| s.to_string()).collect(),
+        removed_steps: vec![],
+        keeps: None,
     }
 }
 
@@ -170,12 +172,14 @@ impl World {
                     lineage: Some(lineage.to_string()),
                     stranded: false,
                     guests: vec![],
+                    stopped: vec![],
                 })
                 .collect(),
             leaving: false,
             seq: self.seq,
             running: running.iter().map(|s| RunningStep { system: "db".into(), step: s.to_string() }).collect(),
             order: None,
+            drain: None,
         };
         self.run(Command::Report { fingerprint: self.fingerprint(node), report }).unwrap()
     }
@@ -643,6 +647,7 @@ fn who_is_cut_off_stands_down_so_that_the_dark_can_end() {
             lineage: None,
             stranded: true,
             guests: vec![],
+            stopped: vec![],
         };
         let report = Report {
             phase: Phase::Join,
@@ -651,6 +656,7 @@ fn who_is_cut_off_stands_down_so_that_the_dark_can_end() {
             leaving: false,
             seq: w.seq,
             running: vec![],
+            drain: None,
             order: None,
         };
         w.run(Command::Report { fingerprint: w.fingerprint(node), report }).unwrap();
@@ -778,6 +784,7 @@ fn a_report_that_was_overtaken_says_nothing_new() {
         leaving,
         seq,
         running: vec![],
+        drain: None,
         order: None,
     };
     let fingerprint = w.fingerprint("n1");

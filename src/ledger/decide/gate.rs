@@ -5,11 +5,12 @@
 use super::operator::must_exist;
 use super::{Refusal, Why};
 use crate::ledger::cluster::Formation;
-use crate::ledger::live::Live;
+use crate::ledger::live::{Guests, Live};
 use crate::ledger::state::State;
-use crate::recipe::system::{Clustered, Dark, FormationKind};
+use crate::recipe::system::{Clustered, Dark, FormationKind, Keeps};
 use crate::site::Node;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Names in a reason; more are counted.
 const NAMES_MAX: usize = 5;
@@ -27,6 +28,8 @@ pub struct Loss<'a> {
     /// Systems whose last copy may be destroyed.
     pub destroy: &'a [String],
     pub lose_guests: bool,
+    /// They are shut down before, if their disks stay.
+    pub stop_guests: bool,
 }
 
 /// What the gate saw, and what speaks against: (rule, reason), none if it lets through.
@@ -74,11 +77,15 @@ pub fn gate(state: &State, live: &Live, loss: &Loss, now_ms: u64) -> Result<Judg
     let role = state.site_node(loss.node).map(|n| n.role.as_str()).unwrap_or_default();
     let systems = state.image_of(role).map(|i| i.clustered.as_slice()).unwrap_or_default();
     for system in systems {
-        let Some(formation) = &system.formation else { continue };
         let of = Member { state, live, loss, system, formation: &cluster.formation(&system.name), now_ms };
-        of.quorum(formation.kind, &mut judged);
+        if let Some(formation) = &system.formation {
+            of.quorum(formation.kind, &mut judged);
+        }
         if loss.wipes && system.dark() == Some(Dark::Rank) {
             of.last_copy(&mut judged);
+        }
+        if let Some(keeps) = system.keeps.filter(|_| loss.wipes) {
+            of.kept(keeps, &mut judged);
         }
     }
     if loss.guests {
@@ -181,49 +188,83 @@ impl Member<'_> {
 
     /// Another node must be seen to serve the same data, and must not be about to lose them too.
     fn last_copy(&self, judged: &mut Judged) {
-        let name = &self.system.name;
         let Some(lineage) = &self.formation.lineage else { return };
-        // A ledger that is in doubt does not know who holds what.
-        let doubtful = self.state.cluster.behind.is_some() || self.state.cluster.unvouched.is_some();
-        if !doubtful && !self.formation.members.contains(self.loss.node) {
+        if self.doubtful() || self.formation.members.contains(self.loss.node) {
+            let reason = format!("no other node is seen to serve {lineage}, this may be its last copy");
+            self.copies(self.others(), &reason, "bring another member up, or ", judged);
+        }
+    }
+
+    /// The same of data without a lineage; a node that never registered holds none.
+    fn kept(&self, keeps: Keeps, judged: &mut Judged) {
+        if !self.doubtful() && self.generation(self.loss.node) == 0 {
             return;
         }
+        match keeps {
+            Keeps::Copy => {
+                let reason = "no other node is seen to hold a whole copy, this may be the last one";
+                self.copies(self.others(), reason, "bring another one up, or ", judged);
+            }
+            Keeps::Sole => self.copies(vec![], "what lies here lies nowhere else", "", judged),
+        }
+    }
+
+    /// A ledger that is in doubt does not know who holds what.
+    fn doubtful(&self) -> bool {
+        self.state.cluster.behind.is_some() || self.state.cluster.unvouched.is_some()
+    }
+
+    /// The other nodes on which it is healthy.
+    fn others(&self) -> Vec<&str> {
         let other = |n: &&Node| n.name != self.loss.node && self.health(&n.name) == Health::Healthy;
-        let copies: Vec<&str> =
-            self.state.carriers(name).filter(other).filter(|n| self.serves(&n.name)).map(|n| n.name.as_str()).collect();
+        self.state.carriers(&self.system.name).filter(other).map(|n| n.name.as_str()).collect()
+    }
+
+    fn copies(&self, copies: Vec<&str>, without: &str, help: &str, judged: &mut Judged) {
+        let name = &self.system.name;
         let fact = if copies.is_empty() { "none is known".into() } else { listed(&copies) };
         judged.facts.insert(format!("{name}'s other copies"), fact);
         if copies.is_empty() && !self.loss.destroy.contains(name) {
-            let reason = format!(
-                "{name}: no other node is seen to serve {lineage}, this may be its last copy; \
-                 next: bring another member up, or --destroy-last-copy {name}"
-            );
+            let reason = format!("{name}: {without}; next: {help}--destroy-last-copy {name}");
             judged.against.push(("last-copy", reason));
         }
     }
 }
 
-/// Of a node that is silent, what it said last counts.
+/// Of a node that is silent, what it said last counts. One that is shut down loses nothing as long
+/// as its disk stays.
 fn guests(state: &State, live: &Live, loss: &Loss, now_ms: u64, judged: &mut Judged) {
-    let fresh = live.fresh(state, loss.node, now_ms).map(|r| (*r.guests).clone());
+    let fresh = live.fresh(state, loss.node, now_ms).map(|r| r.guests.clone());
+    let silent = fresh.is_none();
     let known = state.node(loss.node);
-    let (all, when) = match fresh {
-        Some(guests) => (guests, ""),
-        None => {
-            let systems = known.report.iter().flat_map(|r| &r.systems).filter(|s| !s.guests.is_empty());
-            (systems.map(|s| (s.name.clone(), s.guests.clone())).collect(), " when it was last heard")
-        }
-    };
-    for (system, guests) in &all {
-        let names: Vec<&str> = guests.iter().map(String::as_str).collect();
-        let word = if names.len() == 1 { "guest" } else { "guests" };
-        let what = format!("{} {word}{when}: {}", names.len(), listed(&names));
-        judged.facts.insert(format!("{system}'s guests"), what.clone());
-        if !loss.lose_guests {
-            let next = "next: move them away, or --guests lose";
-            judged.against.push(("guests", format!("{system}: {what}; {next}")));
-        }
+    let all = fresh.unwrap_or_else(|| Arc::new(Guests::of(known.report.iter().flat_map(|r| &r.systems))));
+    let when = if silent { " when it was last heard" } else { "" };
+    for (system, guests) in all.iter() {
+        let lost: Vec<&str> =
+            if loss.wipes { guests.all().collect() } else { guests.running.iter().map(String::as_str).collect() };
+        let what = format!("{}{when}: {}", counted(lost.len()), listed(&lost));
+        let stopped = match guests.stopped.len() {
+            0 => String::new(),
+            n => format!("; {n} shut down"),
+        };
+        judged.facts.insert(format!("{system}'s guests"), format!("{what}{stopped}"));
+        let next = match (loss.wipes, loss.stop_guests) {
+            _ if loss.lose_guests || lost.is_empty() => continue,
+            (false, true) if !silent => continue,
+            (false, true) => "it is silent, so they cannot be shut down; next: --guests lose",
+            (true, true) => {
+                "a wipe takes the disks of those that are shut down, too; next: --disks keep, or --guests lose"
+            }
+            (false, false) => "next: move them away, or --guests stop or lose",
+            (true, false) => "next: move them away, or --guests lose",
+        };
+        judged.against.push(("guests", format!("{system}: {what}; {next}")));
     }
+}
+
+/// `1 guest`, `2 guests`.
+pub(super) fn counted(guests: usize) -> String {
+    format!("{guests} guest{}", if guests == 1 { "" } else { "s" })
 }
 
 fn listed(names: &[&str]) -> String {

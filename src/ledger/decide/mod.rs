@@ -6,6 +6,7 @@ mod claim;
 mod cluster;
 mod discovery;
 mod disk;
+mod drain;
 #[cfg(test)]
 mod formation_tests;
 pub mod gate;
@@ -23,11 +24,12 @@ mod tests;
 pub use boot::{credential_of, may_boot};
 pub use claim::{claim, stand_down, verdict};
 pub use cluster::ranks;
+pub use drain::{line as drain_line, task as drain_task};
 pub use operator::{MachineId, site_diff};
 pub use orders::restart;
 pub use register::{Admitted, Shown, check as check_register};
 pub use rollout::{Next, next as next_in_rollout};
-pub use step::peers;
+pub use step::{forgetting, peers};
 
 use super::event::{Asked, Event, UsedImage};
 use super::live::Live;
@@ -118,6 +120,13 @@ pub enum Command {
     Fence {
         node: String,
     },
+    Drain {
+        node: String,
+        giver: String,
+    },
+    Undrain {
+        node: String,
+    },
     Reimage(Box<Reimage>),
     /// `failed`: it was under way and will not get ready.
     Cancel {
@@ -161,6 +170,9 @@ pub struct Risk {
     pub destroy: Vec<String>,
     #[serde(default)]
     pub lose_guests: bool,
+    /// They are shut down before and started again after.
+    #[serde(default)]
+    pub stop_guests: bool,
 }
 
 /// An order that is asked for.
@@ -350,6 +362,8 @@ fn rule(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Ve
             cluster::recover(state, live, system, from, *accept_loss, now_ms)
         }
         Command::Fence { node } => cluster::fence(state, live, node, now_ms),
+        Command::Drain { node, giver } => drain::drain(state, node, giver),
+        Command::Undrain { node } => drain::undrain(state, node),
         Command::Reimage(asked) => orders::give(state, live, asked, now_ms),
         Command::Cancel { order, failed } => orders::cancel(state, order, *failed),
         Command::Tick { wall_ms } => Ok(match orders::expire(state, *wall_ms) {

@@ -5,11 +5,12 @@ use super::*;
 use crate::image::sign::public_text;
 use crate::ledger::answer;
 use crate::ledger::message::{
-    BootOrder, Disk, Phase, SESSION_DEAD_SECS, SystemReport, SystemState, register_statement,
+    BootOrder, Disk, Drain, DrainReport, PeerTask, Phase, SESSION_DEAD_SECS, SystemReport, SystemState,
+    register_statement,
 };
 use crate::ledger::order::End;
 use crate::ledger::rollout::PackageChange;
-use crate::recipe::system::{Clustered, Dark, Formation, FormationKind};
+use crate::recipe::system::{Clustered, Dark, Formation, FormationKind, Keeps};
 use crate::site::{Cluster, Network, Node, StateDisk};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -22,7 +23,14 @@ const WALL: u64 = 1_800_000_000_000;
 
 fn clustered(name: &str, kind: FormationKind, dark: Option<Dark>) -> Clustered {
     let formation = Some(Formation { kind, dark });
-    Clustered { name: name.into(), formation, cluster_steps: BTreeMap::new(), peer_steps: vec![] }
+    Clustered {
+        name: name.into(),
+        formation,
+        cluster_steps: BTreeMap::new(),
+        peer_steps: vec![],
+        removed_steps: vec![],
+        keeps: None,
+    }
 }
 
 fn image(number: u8) -> UsedImage {
@@ -144,7 +152,8 @@ impl World {
     fn says(&mut self, node: &str, phase: Phase, systems: Vec<SystemReport>, order: Option<&str>, leaving: bool) {
         self.seq += 1;
         let (seq, order) = (self.seq, order.map(String::from));
-        let report = Report { phase, detail: String::new(), systems, leaving, seq, running: vec![], order };
+        let report =
+            Report { phase, detail: String::new(), systems, leaving, seq, running: vec![], order, drain: None };
         self.run(Command::Report { fingerprint: self.fingerprint(node), report }).unwrap();
     }
 
@@ -278,7 +287,20 @@ impl World {
 
 fn system(name: &str, state: SystemState, serves: bool) -> SystemReport {
     let lineage = (serves && name != "vote").then(|| format!("L-{name}"));
-    SystemReport { name: name.into(), state, reason: String::new(), lineage, stranded: false, guests: vec![] }
+    SystemReport {
+        name: name.into(),
+        state,
+        reason: String::new(),
+        lineage,
+        stranded: false,
+        guests: vec![],
+        stopped: vec![],
+    }
+}
+
+fn report(phase: Phase) -> Report {
+    let (detail, systems, running) = (String::new(), vec![], vec![]);
+    Report { phase, detail, systems, leaving: false, seq: 0, running, order: None, drain: None }
 }
 
 fn risk() -> Risk {
@@ -323,7 +345,7 @@ fn the_gate_counts_votes_and_copies() {
     };
     let restarted: Change = |w| w.live = Live::new(w.now);
     let unvouched: Change = |w| w.fold(Event::Unvouched { reason: "put back".into() });
-    let never_joined: Change = |w| w.fold(Event::NodeRemoved { node: "n3".into() });
+    let never_joined: Change = |w| w.fold(Event::NodeRemoved { node: "n3".into(), forget: vec![] });
     let never_let_in: Change = |w| {
         let mut formation = (*w.state.cluster.formation("db")).clone();
         formation.members.remove("n1");
@@ -401,24 +423,219 @@ fn nodes_in_memory_lose_their_copy_with_their_power() {
     assert!(w.refused("n1", Disks::Keep, forced()).contains("its last copy"));
 }
 
+/// A compute's word: who runs, who is shut down, and how far it is with what it was told.
+fn hosts(w: &mut World, running: &[&str], stopped: &[&str], drain: Option<DrainReport>) {
+    w.seq += 1;
+    let owned = |names: &[&str]| names.iter().map(|g| g.to_string()).collect::<Vec<_>>();
+    let guests = [owned(running), owned(stopped)].concat();
+    let libvirt = SystemReport { guests, stopped: owned(stopped), ..system("libvirt", SystemState::Healthy, false) };
+    let report = Report { systems: vec![libvirt], seq: w.seq, drain, ..report(Phase::Ready) };
+    w.run(Command::Report { fingerprint: w.fingerprint("c1"), report }).unwrap();
+}
+
 #[test]
 fn guests_are_named_also_of_a_node_that_is_silent() {
+    let stopping = || Risk { stop_guests: true, ..forced() };
+    let losing = || Risk { lose_guests: true, ..risk() };
+    let (keep, wipe) = (Disks::Keep, Disks::Wipe);
+    let two: (&[&str], &[&str]) = (&["web", "mail"], &[]);
+    let off: (&[&str], &[&str]) = (&[], &["mail"]);
+    // Guests that run, that are shut down; whether the node is silent; disks; what the operator takes
+    // upon himself; words of the refusal.
+    let rows = [
+        (two, false, keep, forced(), "libvirt: 2 guests: web, mail; next: move them away, or --guests stop or lose"),
+        (two, true, keep, risk(), "libvirt: 2 guests when it was last heard: web, mail"),
+        (two, false, keep, losing(), ""),
+        (two, true, wipe, losing(), ""),
+        (two, false, keep, stopping(), ""),
+        (two, true, keep, stopping(), "it is silent, so they cannot be shut down; next: --guests lose"),
+        (two, false, wipe, stopping(), "takes the disks of those that are shut down, too; next: --disks keep, or"),
+        // A disk that stays loses nothing of those that do not run; one that is wiped does.
+        (off, false, keep, risk(), ""),
+        (off, true, keep, risk(), ""),
+        (off, true, keep, stopping(), ""),
+        (off, false, wipe, risk(), "libvirt: 1 guest: mail; next: move them away, or --guests lose"),
+        (off, true, wipe, stopping(), "libvirt: 1 guest when it was last heard: mail; a wipe takes"),
+        ((&[], &[]), false, wipe, risk(), ""),
+    ];
+    for (i, ((running, stopped), silent, disks, risk, word)) in rows.into_iter().enumerate() {
+        let mut w = World::new();
+        hosts(&mut w, &["web", "mail"], &[], None);
+        hosts(&mut w, running, stopped, None);
+        if silent {
+            w.silence();
+        }
+        let got = w.refused("c1", disks, risk);
+        assert!(got.contains(word) && got.is_empty() == word.is_empty(), "row {i}: {got:?}");
+    }
+}
+
+#[test]
+fn a_drained_node_says_how_far_it_is_until_it_is_as_before() {
     let mut w = World::new();
-    let libvirt = |guests: &[&str]| SystemReport {
-        guests: guests.iter().map(|g| g.to_string()).collect(),
-        ..system("libvirt", SystemState::Healthy, false)
+    let line = |w: &World| drain_line(&w.state, &w.live, "c1", w.now).unwrap_or_default();
+    let told = |w: &World| drain_task(&w.state.node("c1")).map(|t| (t.number, t.guests));
+    let at = |number, done, detail: &str| Some(DrainReport { number, done, detail: detail.into() });
+    let drain = || Command::Drain { node: "c1".into(), giver: "ada".into() };
+    let undrain = || Command::Undrain { node: "c1".into() };
+    assert_eq!((line(&w), told(&w)), (String::new(), None));
+    w.run(drain()).unwrap();
+    assert_eq!(w.run(drain()), Ok(vec![]), "said already");
+    let first = w.state.rev;
+    assert_eq!(told(&w), Some((first, Drain::Stay)));
+    assert_eq!(line(&w), "draining: the node is silent", "nothing was heard yet");
+    hosts(&mut w, &["web"], &["mail"], None);
+    assert_eq!(line(&w), "draining: the node does not know yet");
+    hosts(&mut w, &["web"], &["mail"], at(first, false, "nova-compute: nova is away"));
+    assert_eq!(line(&w), "draining: nova-compute: nova is away");
+    hosts(&mut w, &["web"], &["mail"], at(first, true, ""));
+    assert_eq!(line(&w), "draining: 2 guests left");
+    hosts(&mut w, &[], &[], at(first, true, ""));
+    assert_eq!((line(&w).as_str(), told(&w)), ("drained", Some((first, Drain::Stay))));
+    // Undrained: what it said of the older word is no word of this one.
+    w.run(undrain()).unwrap();
+    assert_eq!(w.run(undrain()), Ok(vec![]), "said already");
+    let second = w.state.rev;
+    assert_eq!(told(&w), Some((second, Drain::Back)));
+    hosts(&mut w, &[], &[], at(first, true, ""));
+    assert_eq!(line(&w), "undraining: the node does not know yet");
+    hosts(&mut w, &[], &[], at(second, false, ""));
+    assert_eq!(line(&w), "undraining: the node is at it");
+    hosts(&mut w, &[], &[], at(second, true, ""));
+    assert_eq!((line(&w), told(&w)), (String::new(), None));
+    // A ledger that was lost knows of no drain; the operator does.
+    w.run(undrain()).unwrap();
+    assert_eq!(told(&w), Some((w.state.rev, Drain::Back)));
+    assert_eq!(w.run(Command::Drain { node: "nobody".into(), giver: String::new() }).unwrap_err().why, Why::NotFound);
+}
+
+#[test]
+fn an_order_shuts_guests_down_before_the_restart_and_ends_that_with_itself() {
+    let told = |w: &World| drain_task(&w.state.node("c1")).map(|t| (t.number, t.guests));
+    let at = |w: &World, done| told(w).map(|(number, _)| DrainReport { number, done, detail: String::new() });
+    let restarts = |w: &World| restart(&w.state, &w.live, "c1", w.now).unwrap();
+    let begun = || {
+        let mut w = World::new();
+        hosts(&mut w, &["web"], &[], None);
+        assert_eq!(w.refused("c1", Disks::Keep, Risk { stop_guests: true, ..risk() }), "");
+        w
     };
-    w.says("c1", Phase::Ready, vec![libvirt(&["web", "mail"])], None, false);
-    let got = w.refused("c1", Disks::Keep, forced());
-    assert!(got.contains("libvirt: 2 guests: web, mail; next: move them away, or --guests lose"), "{got}");
+    let mut w = begun();
+    let given = w.state.rev;
+    assert_eq!(told(&w), Some((given, Drain::Stop)));
+    assert_eq!(restarts(&w), Err("guests: draining: the node does not know yet".into()));
+    assert!(
+        w.run(Command::Undrain { node: "c1".into() }).unwrap_err().reason.contains("order 0a1b2c3d drains node c1")
+    );
+    let done = at(&w, true);
+    hosts(&mut w, &["web"], &[], done.clone());
+    assert_eq!(restarts(&w), Err("guests: draining: 1 guest left".into()), "its owner started it again");
+    let halfway = at(&w, false);
+    hosts(&mut w, &[], &["web"], halfway);
+    assert_eq!(restarts(&w), Err("guests: draining: the node is at it".into()));
+    hosts(&mut w, &[], &["web"], done);
+    assert_eq!(restarts(&w), Ok(ID.into()));
+    // Whoever becomes silent restarts by hand; nothing is told then.
     w.silence();
-    let got = w.refused("c1", Disks::Keep, risk());
-    assert!(got.contains("libvirt: 2 guests when it was last heard"), "{got}");
-    assert_eq!(w.refused("c1", Disks::Keep, Risk { lose_guests: true, ..risk() }), "");
+    assert_eq!(restart(&w.state, &w.live, "c1", w.now), None);
+    // The next boot is told as well, until its order is spent.
+    w.fold(Event::OrderBooted { order: ID.into(), node: "c1".into(), boot_id: "c1-2".into() });
+    w.registers("c1");
+    assert_eq!(told(&w), Some((given, Drain::Stop)));
+    w.says("c1", Phase::Ready, vec![], Some(ID), false);
+    assert_eq!(w.last("c1").ended, Some(End::Ready));
+    let (number, guests) = told(&w).unwrap();
+    assert!(number > given && guests == Drain::Back);
+    let done = at(&w, true);
+    hosts(&mut w, &["web"], &[], done);
+    assert_eq!(told(&w), None);
+    // Taken back, or too late: the same.
+    for end in [Command::Cancel { order: ID.into(), failed: false }, Command::Tick { wall_ms: WALL + 9000 }] {
+        let mut w = begun();
+        w.run(end).unwrap();
+        assert_eq!(told(&w), Some((w.state.rev, Drain::Back)));
+    }
+    // What the operator drained before stays drained.
     let mut w = World::new();
-    w.says("c1", Phase::Ready, vec![libvirt(&["web"])], None, false);
-    w.says("c1", Phase::Ready, vec![libvirt(&[])], None, false);
-    assert_eq!(w.refused("c1", Disks::Keep, risk()), "");
+    hosts(&mut w, &["web"], &[], None);
+    w.run(Command::Drain { node: "c1".into(), giver: "ada".into() }).unwrap();
+    assert_eq!(w.refused("c1", Disks::Keep, Risk { stop_guests: true, ..risk() }), "");
+    assert_eq!(told(&w), Some((w.state.rev, Drain::Stop)));
+    w.run(Command::Cancel { order: ID.into(), failed: false }).unwrap();
+    assert_eq!(told(&w), Some((w.state.rev, Drain::Stay)));
+    // A node that is off has nobody to shut down.
+    let mut w = World::new();
+    w.silence();
+    let removed = w.run(Command::Remove { node: "c1".into(), risk: Risk { stop_guests: true, ..forced() } });
+    assert_eq!(removed.unwrap_err().why, Why::Invalid);
+}
+
+#[test]
+fn data_without_a_lineage_have_a_last_copy_too() {
+    let keeps = |name: &str, keeps| Clustered {
+        name: name.into(),
+        formation: None,
+        cluster_steps: BTreeMap::new(),
+        peer_steps: vec![],
+        removed_steps: vec![],
+        keeps: Some(keeps),
+    };
+    let world = || {
+        let mut w = World::new();
+        let mut all = image(1);
+        all.clustered.push(keeps("files", Keeps::Copy));
+        w.fold(Event::ImageUsed { role: "infra".into(), image: all });
+        let sole = UsedImage { controller: false, clustered: vec![keeps("exports", Keeps::Sole)], ..image(7) };
+        w.fold(Event::ImageUsed { role: "compute".into(), image: sole });
+        w
+    };
+    let says = |w: &mut World, node: &str, whole: bool| {
+        let mut systems: Vec<SystemReport> = ["db", "mq", "vote"].map(|s| system(s, SystemState::Healthy, true)).into();
+        let state = if whole { SystemState::Healthy } else { SystemState::Starting };
+        systems.push(SystemReport { lineage: None, ..system("files", state, false) });
+        w.says(node, Phase::Ready, systems, None, false);
+    };
+    let (keep, wipe) = (Disks::Keep, Disks::Wipe);
+    let last = "files: no other node is seen to hold a whole copy, this may be the last one; \
+                next: bring another one up, or --destroy-last-copy files";
+    let sole = "exports: what lies here lies nowhere else; next: --destroy-last-copy exports";
+    let destroys = |name: &str| Risk { destroy: vec![name.into()], ..risk() };
+    // Node, who holds a whole copy, disks, risk, words of the refusal.
+    let rows: [(&str, &[&str], Disks, Risk, &str); 8] = [
+        ("n1", &["n1", "n2", "n3"], wipe, risk(), ""),
+        ("n1", &["n1", "n3"], wipe, risk(), ""),
+        ("n1", &["n1"], wipe, forced(), last),
+        ("n1", &["n1"], keep, risk(), ""),
+        ("n1", &["n1"], wipe, destroys("files"), ""),
+        ("c1", &["n1"], wipe, forced(), sole),
+        ("c1", &["n1"], wipe, destroys("exports"), ""),
+        ("c1", &["n1"], keep, risk(), ""),
+    ];
+    for (i, (node, whole, disks, risk, word)) in rows.into_iter().enumerate() {
+        let mut w = world();
+        NAMES.iter().for_each(|n| says(&mut w, n, whole.contains(n)));
+        let got = w.refused(node, disks, risk);
+        assert!(got.contains(word) && got.is_empty() == word.is_empty(), "row {i}: {got:?}");
+    }
+    // Who holds it whole and is about to be lost is no other copy; a node that never came holds nothing.
+    let mut w = world();
+    NAMES.iter().for_each(|n| says(&mut w, n, *n != "n3"));
+    assert_eq!(w.refused("n2", wipe, risk()), "");
+    let asked = Reimage {
+        id: "ffffffff".into(),
+        node: "n1".into(),
+        image: None,
+        disks: wipe,
+        expires_ms: WALL,
+        risk: forced(),
+    };
+    assert!(w.run(Command::Reimage(Box::new(asked))).unwrap_err().reason.contains(last));
+    let mut w = world();
+    w.state.nodes.remove("c1");
+    assert_eq!(w.refused("c1", wipe, risk()), "");
+    w.run(Command::Cancel { order: ID.into(), failed: false }).unwrap();
+    w.fold(Event::Unvouched { reason: "put back".into() });
+    assert!(w.refused("c1", wipe, forced()).contains(sole), "a ledger in doubt does not know");
 }
 
 #[test]
@@ -676,15 +893,7 @@ fn a_removed_node_is_waited_for_no_longer_and_cannot_speak() {
     assert!(w.state.site_node("n3").is_none());
     let members = &w.state.cluster.formation("db").members;
     assert_eq!(members.iter().map(String::as_str).collect::<Vec<_>>(), ["n1", "n2"]);
-    let report = Report {
-        phase: Phase::Ready,
-        detail: String::new(),
-        systems: vec![],
-        leaving: false,
-        seq: 99,
-        running: vec![],
-        order: None,
-    };
+    let report = Report { seq: 99, ..report(Phase::Ready) };
     assert!(w.run(Command::Report { fingerprint, report }).is_err());
     // The gate counts two members from now on.
     assert!(w.refused("n1", Disks::Keep, risk()).contains("db: 2 members, 2 healthy, this leaves 1, majority is 2"));
@@ -693,6 +902,156 @@ fn a_removed_node_is_waited_for_no_longer_and_cannot_speak() {
     w.silence();
     let open = w.run(Command::Remove { node: "n1".into(), risk: forced() }).unwrap_err();
     assert!(open.reason.contains("has the open order 0a1b2c3d"), "{}", open.reason);
+}
+
+#[test]
+fn a_removed_node_is_forgotten_by_a_healthy_member_of_each_system() {
+    let world = || {
+        let mut w = World::new();
+        let mut all = image(1);
+        all.clustered[1].removed_steps = vec!["forget".into()];
+        all.clustered.push(Clustered {
+            formation: None,
+            removed_steps: vec!["forget".into(), "tidy".into()],
+            ..clustered("api", FormationKind::Static, None)
+        });
+        w.fold(Event::ImageUsed { role: "infra".into(), image: all });
+        w.silence();
+        w
+    };
+    let says = |w: &mut World, node: &str, api: bool| {
+        let mut systems: Vec<SystemReport> = ["db", "mq", "vote"].map(|s| system(s, SystemState::Healthy, true)).into();
+        systems.extend(api.then(|| SystemReport { lineage: None, ..system("api", SystemState::Healthy, false) }));
+        w.says(node, Phase::Ready, systems, None, false);
+    };
+    let tasks = |w: &World, node: &str| -> Vec<String> {
+        peers(&w.state, &w.live, node, w.now).iter().map(|t| format!("{}/{} {}", t.system, t.step, t.node)).collect()
+    };
+    let done = |w: &mut World, node: &str, system: &str, step: &str, of: &str, ok: bool| {
+        let (system, step, detail) = (system.to_string(), step.to_string(), "guests are left".to_string());
+        let task = PeerTask { system: system.clone(), step: step.clone(), node: of.into(), generation: 1 };
+        let request = DoneRequest { system, step, seq: 0, peer: Some(task), ok, detail };
+        w.run(Command::Done { fingerprint: w.fingerprint(node), request }).unwrap()
+    };
+    let mut w = world();
+    says(&mut w, "n1", false);
+    says(&mut w, "n2", true);
+    assert_eq!(done(&mut w, "n2", "api", "forget", "c1", true), [], "nobody was removed");
+    w.run(Command::Remove { node: "c1".into(), risk: risk() }).unwrap();
+    // Each by the first that is well: the broker's by n1, the API's by n2; the silent n3 does nothing.
+    assert_eq!(tasks(&w, "n1"), ["mq/forget c1"]);
+    assert_eq!(tasks(&w, "n2"), ["api/forget c1", "api/tidy c1"]);
+    assert_eq!(tasks(&w, "n3"), [""; 0]);
+    assert_eq!(done(&mut w, "n2", "api", "forget", "c1", false), []);
+    let lines = forgetting(&w.state, &w.live, w.now);
+    assert_eq!(lines[0], "removed c1: api/forget: n2 does it; it failed: guests are left");
+    assert_eq!(lines.len(), 3);
+    assert_eq!(done(&mut w, "n2", "api", "forget", "n3", true), [], "n3 was not removed");
+    for (node, system, step) in [("n2", "api", "forget"), ("n2", "api", "tidy"), ("n1", "mq", "forget")] {
+        assert_eq!(done(&mut w, node, system, step, "c1", true).len(), 1, "{system}/{step}");
+        assert_eq!(done(&mut w, node, system, step, "c1", true), [], "once");
+    }
+    assert!(w.state.removed.is_empty() && forgetting(&w.state, &w.live, w.now).is_empty());
+    // With nobody well it waits; a node of that name that is there again is not forgotten.
+    let mut w = world();
+    let site = (**w.state.site.as_ref().unwrap()).clone();
+    w.run(Command::Remove { node: "c1".into(), risk: forced() }).unwrap();
+    assert_eq!(forgetting(&w.state, &w.live, w.now)[0], "removed c1: api/forget: waits for a healthy member");
+    w.fold(Event::SiteApplied { site: Box::new(site), site_id: "s".into() });
+    says(&mut w, "n2", true);
+    assert_eq!((tasks(&w, "n2"), w.state.removed.len()), (vec![], 0));
+    assert_eq!(done(&mut w, "n2", "api", "forget", "c1", true), []);
+}
+
+#[test]
+fn what_was_said_before_says_nothing_of_a_later_order() {
+    let mut w = World::new();
+    let life = |w: &mut World, id: &str, boot: &str, key: u8| -> Vec<Command> {
+        let asked = Reimage {
+            id: id.into(),
+            node: "n1".into(),
+            image: None,
+            disks: Disks::Wipe,
+            expires_ms: WALL + 1000,
+            risk: risk(),
+        };
+        w.run(Command::Reimage(Box::new(asked))).unwrap();
+        w.says("n1", Phase::Ready, vec![], None, true);
+        ["n2", "n3"].iter().for_each(|n| w.well(n));
+        let (credential, _) = w.boot(1, boot, image(1).id).unwrap();
+        let disk = Disk { name: "vda".into(), serial: Some("S1".into()), wwn: None, size: 1 };
+        let (node, boot_id, found) = ("n1".to_string(), boot.to_string(), "a state disk".to_string());
+        let request = DiskRequest { node, boot_id, credential: credential.clone(), disk, found };
+        let begin = Command::Begin { order: id.into(), request, source: [10, 0, 0, 1].into() };
+        w.run(begin.clone()).unwrap();
+        w.register(1, boot, key, credential).unwrap();
+        w.seq += 1;
+        let report = Report { seq: w.seq, order: Some(id.into()), ..report(Phase::Ready) };
+        let ready = Command::Report { fingerprint: w.fingerprint("n1"), report };
+        w.run(ready.clone()).unwrap();
+        vec![begin, ready]
+    };
+    let first = life(&mut w, ID, BOOT_A, 5);
+    assert_eq!(w.last("n1").ended, Some(End::Ready));
+    w.well("n1");
+    // Late and twice, with no order open, then with another one open in each phase: nothing moves.
+    let still = |w: &mut World, when: &str| {
+        for command in &first {
+            let before = w.last("n1");
+            let events = w.run(command.clone()).unwrap_or_else(|refusal| refusal.events);
+            let moves = |e: &Event| {
+                matches!(e, Event::OrderBegun { .. } | Event::OrderEnded { .. } | Event::OrderBooted { .. })
+            };
+            assert!(!events.iter().any(moves), "{when}: {command:?} made {events:?}");
+            assert_eq!(w.last("n1"), before, "{when}: {command:?}");
+        }
+    };
+    still(&mut w, "none open");
+    let second = Reimage {
+        id: "ffffffff".into(),
+        node: "n1".into(),
+        image: None,
+        disks: Disks::Wipe,
+        expires_ms: WALL + 1000,
+        risk: risk(),
+    };
+    w.run(Command::Reimage(Box::new(second))).unwrap();
+    still(&mut w, "given");
+    w.says("n1", Phase::Ready, vec![], Some(ID), true);
+    ["n2", "n3"].iter().for_each(|n| w.well(n));
+    w.boot(1, BOOT_B, image(1).id).unwrap();
+    still(&mut w, "booted");
+    w.fold(Event::OrderBegun {
+        order: "ffffffff".into(),
+        node: "n1".into(),
+        boot_id: BOOT_B.into(),
+        disk: Disk { name: "vda".into(), serial: Some("S1".into()), wwn: None, size: 1 },
+        found: "x".into(),
+    });
+    still(&mut w, "begun");
+    assert!(w.last("n1").is_open());
+}
+
+#[test]
+fn an_order_that_is_over_wipes_nothing_and_is_spent_by_nobody() {
+    let mut w = World::new();
+    assert_eq!(w.refused("n1", Disks::Wipe, risk()), "");
+    w.says("n1", Phase::Ready, vec![], None, true);
+    ["n2", "n3"].iter().for_each(|n| w.well(n));
+    // The machine has booted by it; before it asks for its disk time ends the order.
+    let (credential, order) = w.boot(1, BOOT_A, image(1).id).unwrap();
+    assert_eq!(order.unwrap().id, ID);
+    assert_eq!(w.run(Command::Tick { wall_ms: WALL + 1000 }).unwrap().len(), 1);
+    assert_eq!(w.last("n1").ended, Some(End::Expired));
+    for found in ["a state disk", "blank"] {
+        let no = w.begin(1, BOOT_A, found, &credential).unwrap_err();
+        assert!(no.contains("order 0a1b2c3d of node n1 is not open"), "{no}");
+    }
+    // The same machine asks anew: it is a boot like any other, whose key must be the known one.
+    let (credential, order) = w.boot(1, BOOT_B, image(1).id).unwrap();
+    assert_eq!(order, None);
+    assert!(w.register(1, BOOT_B, 5, credential).is_err(), "a fresh key has no order to be let in by");
+    assert_eq!(w.last("n1").ended, Some(End::Expired));
 }
 
 #[test]

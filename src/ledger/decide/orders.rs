@@ -3,13 +3,15 @@
 //! node has other hardware, or is no more.
 
 use super::disk::Asked;
+use super::drain;
 use super::gate::{self, Judged, Loss};
 use super::operator::{must_exist, of_role};
+use super::step;
 use super::{Refusal, Reimage, Replace, Risk, Why};
 use crate::image::id::ImageId;
 use crate::ledger::event::Event;
 use crate::ledger::live::Live;
-use crate::ledger::message::{BLANK, DiskRequest, Disks, Phase, Report, SESSION_DEAD_SECS};
+use crate::ledger::message::{BLANK, DiskRequest, Disks, Drain, Phase, Report, SESSION_DEAD_SECS};
 use crate::ledger::order::{End, Order, OrderState};
 use crate::ledger::state::{Keeps, NodeState, State};
 use crate::ledger::text;
@@ -64,6 +66,7 @@ pub(super) fn give(state: &State, live: &Live, asked: &Reimage, now_ms: u64) -> 
         force: risk.force.as_deref().map(|f| text::clean(f, 200)),
         destroy,
         lose_guests: risk.lose_guests,
+        stop_guests: risk.stop_guests,
         rollout: None,
     };
     let judged = gate::gate(state, live, &Loss { guests: true, ..loss(state, &order) }, now_ms)?;
@@ -77,7 +80,7 @@ pub(super) fn give(state: &State, live: &Live, asked: &Reimage, now_ms: u64) -> 
 pub(super) fn loss_of<'a>(state: &State, node: &'a str, disks: Disks) -> Loss<'a> {
     let keeps = state.site_node(node).map(|n| state.keeps(n));
     let wipes = disks == Disks::Wipe || matches!(keeps, Some(Ok(Keeps::Volatile)));
-    Loss { node, wipes, guests: true, forced: false, destroy: &[], lose_guests: false }
+    Loss { node, wipes, guests: true, forced: false, destroy: &[], lose_guests: false, stop_guests: false }
 }
 
 /// What following an order takes from the cluster. A node whose state is in memory keeps nothing.
@@ -87,6 +90,7 @@ fn loss<'a>(state: &State, order: &'a Order) -> Loss<'a> {
         forced: order.force.is_some(),
         destroy: &order.destroy,
         lose_guests: order.lose_guests,
+        stop_guests: order.stop_guests,
         ..loss_of(state, &order.node, order.disks)
     }
 }
@@ -215,7 +219,10 @@ pub fn restart(state: &State, live: &Live, name: &str, now_ms: u64) -> Option<Re
     }
     let id = order.order.id.clone();
     Some(match gate::gate(state, live, &Loss { guests: true, ..loss(state, &order.order) }, now_ms) {
-        Ok(judged) if judged.against.is_empty() => Ok(id),
+        Ok(judged) if judged.against.is_empty() => match drain::progress(state, live, name, now_ms) {
+            Some((Drain::Stop, Err(left))) => Err(format!("guests: draining: {left}")),
+            _ => Ok(id),
+        },
         Ok(judged) => Err(judged.reason()),
         Err(refusal) => Err(refusal.reason),
     })
@@ -266,7 +273,7 @@ pub(super) fn remove(state: &State, live: &Live, node: &str, risk: &Risk, now_ms
     site.nodes.remove(at);
     Ok(vec![
         Event::SiteApplied { site: Box::new(site), site_id: state.site_id.clone() },
-        Event::NodeRemoved { node: node.into() },
+        Event::NodeRemoved { node: node.into(), forget: step::to_forget(state, node) },
     ])
 }
 
@@ -296,9 +303,13 @@ fn leave(
     risk: &Risk,
     now_ms: u64,
 ) -> Result<(), Refusal> {
+    if risk.stop_guests {
+        return Err(Refusal::new(Why::Invalid, "a node that is off has no guests to shut down; next: --guests lose"));
+    }
     let destroy = checked(state, node, risk)?;
     let (forced, lose_guests) = (risk.force.is_some(), risk.lose_guests);
-    let loss = Loss { node: &node.name, wipes, guests: wipes, forced, destroy: &destroy, lose_guests };
+    let loss =
+        Loss { node: &node.name, wipes, guests: wipes, forced, destroy: &destroy, lose_guests, stop_guests: false };
     let judged = gate::gate(state, live, &loss, now_ms)?;
     if judged.against.is_empty() { Ok(()) } else { Err(refuse(&node.name, what, &risk.giver, &judged)) }
 }

@@ -1,10 +1,10 @@
 //! `POST /v1/report`: an event only when something changed.
 
-use super::{Refusal, current, orders, step};
+use super::{Refusal, current, drain, orders, step};
 use crate::image::id::Digest;
 use crate::ledger::event::Event;
 use crate::ledger::live::Live;
-use crate::ledger::message::{GUESTS_MAX, Phase, Report, SystemReport, SystemState};
+use crate::ledger::message::{GUESTS_MAX, Phase, Report, SystemReport};
 use crate::ledger::state::{NodeState, State};
 use crate::ledger::text;
 use crate::recipe::system::{Clustered, Dark};
@@ -31,13 +31,14 @@ pub(super) fn report(
             lineage: s.lineage.as_deref().map(text::word),
             stranded: s.stranded,
             guests: s.guests.iter().take(GUESTS_MAX).map(|g| text::word(g)).collect(),
+            stopped: s.stopped.iter().take(GUESTS_MAX).map(|g| text::word(g)).collect(),
         })
         .collect();
     let mut events = Vec::new();
-    // Guests come and go; that there are some must be known of a node that is silent.
-    let shape = |phase: Phase, systems: &[SystemReport]| -> (Phase, Vec<(String, SystemState, bool)>) {
-        (phase, systems.iter().map(|s| (s.name.clone(), s.state, s.guests.is_empty())).collect())
-    };
+    // Guests come and go; that there are some, and that some run, must be known of a node that is silent.
+    let runs = |s: &SystemReport| s.guests.iter().any(|g| !s.stopped.contains(g));
+    let of = |s: &SystemReport| (s.name.clone(), s.state, s.guests.is_empty(), runs(s));
+    let shape = |phase: Phase, systems: &[SystemReport]| (phase, systems.iter().map(of).collect::<Vec<_>>());
     // One that was overtaken says nothing new.
     let newest = live.heard.get(name).filter(|h| h.generation == node.generation).and_then(|h| h.report.as_ref());
     let late = newest.is_some_and(|r| report.seq < r.seq);
@@ -64,6 +65,7 @@ pub(super) fn report(
         });
     }
     events.extend(orders::reported(name, node, report).filter(|_| !late));
+    events.extend(drain::reported(name, node, report).filter(|_| !late));
     if state.cluster.unvouched.is_some() {
         events.extend(vouch(state, live, fingerprint, report, &events, now_ms));
     }

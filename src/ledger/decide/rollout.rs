@@ -167,6 +167,7 @@ pub(super) fn advance(state: &State, live: &Live, wall_ms: u64, now_ms: u64) -> 
                 force: None,
                 destroy: vec![],
                 lose_guests: false,
+                stop_guests: false,
                 rollout: Some(rollout.id.clone()),
             };
             vec![Event::OrderGiven { order: Box::new(order), facts }]

@@ -12,6 +12,7 @@ use crate::ledger::message::{Data, DoneRequest, PeerTask, RunningStep, Verdict};
 use crate::ledger::state::{NodeState, State};
 use crate::ledger::text;
 use crate::recipe::system::{Clustered, Dark};
+use std::collections::BTreeSet;
 
 fn wait(reason: impl Into<String>) -> Verdict {
     Verdict::Wait { reason: reason.into() }
@@ -83,6 +84,13 @@ pub(super) fn done(state: &State, fingerprint: &Digest, request: &DoneRequest) -
     let (name, node) = current(state, fingerprint)?;
     let system = request.system.clone();
     if let Some(task) = &request.peer {
+        if state.is_remembered(&task.node, &system, &request.step) {
+            let role = state.site_node(name).map(|n| n.role.as_str()).unwrap_or_default();
+            let ours = state.clustered(role, &system).is_some_and(|c| c.removed_steps.contains(&request.step));
+            let (node, step, by) = (task.node.clone(), request.step.clone(), name.clone());
+            let event = Event::Forgotten { node, system, step, by };
+            return Ok(if ours && request.ok { vec![event] } else { vec![] });
+        }
         let formation = state.cluster.formation(&system);
         let wanted = state.node(&task.node).generation == task.generation
             && formation.stopped.get(&task.node).is_some_and(|s| s.generation == task.generation);
@@ -151,10 +159,47 @@ pub(super) fn open_room<'a>(
     system.peer_steps.iter().find(|step| !made(step))
 }
 
-/// What this node is to do now for others that want to join: the first of the healthy members, by
-/// name, does it.
+/// What members must do so that their systems forget a node that is removed: (system, step). Where
+/// nobody else has a system nobody remembers.
+pub(super) fn to_forget(state: &State, node: &str) -> Vec<(String, String)> {
+    let all = state.images.values().flat_map(|i| &i.current.clustered).filter(|c| !c.removed_steps.is_empty());
+    let shared = all.filter(|c| state.carriers(&c.name).any(|n| n.name != node));
+    let steps: BTreeSet<(String, String)> =
+        shared.flat_map(|c| c.removed_steps.iter().map(|step| (c.name.clone(), step.clone()))).collect();
+    steps.into_iter().collect()
+}
+
+/// Who forgets a removed node: the first of the system's healthy members, by name.
+fn forgets<'a>(state: &'a State, live: &Live, system: &str, now_ms: u64) -> Option<&'a str> {
+    let healthy = |n: &str| live.fresh(state, n, now_ms).is_some_and(|r| r.healthy.contains(system));
+    state.carriers(system).map(|n| n.name.as_str()).find(|n| healthy(n))
+}
+
+/// What is still to be forgotten, a line each.
+pub fn forgetting(state: &State, live: &Live, now_ms: u64) -> Vec<String> {
+    let line = |node: &String, system: &String, step: &String| {
+        let who = match forgets(state, live, system, now_ms) {
+            Some(member) => format!("{member} does it"),
+            None => "waits for a healthy member".into(),
+        };
+        let stuck = live.stuck.get(&(node.clone(), system.clone(), step.clone()));
+        let why = stuck.map(|why| format!("; it failed: {why}")).unwrap_or_default();
+        format!("removed {node}: {system}/{step}: {who}{why}")
+    };
+    state.removed.iter().flat_map(|(node, left)| left.iter().map(move |(s, step)| line(node, s, step))).collect()
+}
+
+/// What this node is to do now for others that want to join or were removed: the first of the
+/// healthy members, by name, does it.
 pub fn peers(state: &State, live: &Live, name: &str, now_ms: u64) -> Vec<PeerTask> {
     let mut tasks = Vec::new();
+    for (node, left) in &state.removed {
+        let generation = state.node(node).generation;
+        for (system, step) in left.iter().filter(|(system, _)| forgets(state, live, system, now_ms) == Some(name)) {
+            let (system, step, node) = (system.clone(), step.clone(), node.clone());
+            tasks.push(PeerTask { system, step, node, generation });
+        }
+    }
     for (system_name, system) in state.seeded().into_iter().filter(|(_, c)| !c.peer_steps.is_empty()) {
         let Some(formation) = state.cluster.formations.get(system_name) else { continue };
         let Some(lineage) = &formation.lineage else { continue };

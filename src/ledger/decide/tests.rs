@@ -343,6 +343,7 @@ fn a_register_by_credential_while_the_session_lives_is_refused_and_raises_an_ala
         leaving: false,
         seq: 0,
         running: vec![],
+        drain: None,
         order: None,
     };
     w.good(Command::Report { fingerprint, report });
@@ -369,6 +370,7 @@ fn a_node_in_memory_gets_a_credential_when_its_session_is_dead() {
         leaving: true,
         seq: 0,
         running: vec![],
+        drain: None,
         order: None,
     };
     w.good(Command::Report { fingerprint, report });
@@ -511,10 +513,12 @@ fn a_report_is_an_event_only_when_something_changed() {
             lineage: None,
             stranded: false,
             guests: vec![],
+            stopped: vec![],
         }],
         leaving: false,
         seq: 0,
         running: vec![],
+        drain: None,
         order: None,
     };
     let say = |w: &mut World, fingerprint, report| w.run(Command::Report { fingerprint, report }).map(|e| e.len());
@@ -666,7 +670,14 @@ fn nobody_can_fill_the_log() {
 fn a_node_that_knows_a_later_generation_counts_on_and_a_member_tells_that_the_ledger_is_behind() {
     use crate::recipe::system::{Clustered, Dark, Formation, FormationKind};
     let formation = Some(Formation { kind: FormationKind::Seeded, dark: Some(Dark::Rank) });
-    let db = Clustered { name: "db".into(), formation, cluster_steps: BTreeMap::new(), peer_steps: vec![] };
+    let db = Clustered {
+        name: "db".into(),
+        formation,
+        cluster_steps: BTreeMap::new(),
+        peer_steps: vec![],
+        removed_steps: vec![],
+        keeps: None,
+    };
     for (clustered, behind) in [(vec![], false), (vec![db], true)] {
         let mut w = World::new();
         w.state.apply(&Event::ImageUsed { role: "test".into(), image: UsedImage { clustered, ..image(1) } });

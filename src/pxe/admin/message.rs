@@ -21,6 +21,8 @@ pub enum Request {
     Hold { node: String, reason: String },
     Unhold { node: String },
     Fence { node: String },
+    Drain { node: String, giver: String },
+    Undrain { node: String },
     Form,
     Adopt,
     Recover { system: String, from: String, accept_loss: bool },
@@ -138,6 +140,9 @@ pub struct NodeLine {
     /// The last order that was given for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<OrderLine>,
+    /// `drained`, or how far that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<String>,
 }
 
 /// An order and how far it is.
@@ -204,6 +209,9 @@ pub struct Cluster {
     /// One line for each open order.
     #[serde(default)]
     pub orders: Vec<String>,
+    /// What members have not forgotten yet of nodes that were removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forgetting: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -285,6 +293,7 @@ pub fn cluster(state: &State, live: &Live, now_ms: u64) -> Cluster {
             .filter_map(|node| Some((node, order_line(state, live, node, now_ms)?)))
             .map(|(node, o)| format!("order {} of {node} (disks {}): {}", o.id, o.disks.word(), o.state))
             .collect(),
+        forgetting: decide::forgetting(state, live, now_ms),
     }
 }
 
@@ -353,6 +362,7 @@ pub fn node_line(state: &State, live: &Live, name: &str, now_ms: u64) -> Option<
         heard_secs: live.heard_ms(state, name).map(|ms| now_ms.saturating_sub(ms) / 1000),
         alarms: known.alarms,
         order: order_line(state, live, name, now_ms),
+        drain: decide::drain_line(state, live, name, now_ms),
     })
 }
 

@@ -329,7 +329,8 @@ async fn report(api: &Api, fingerprint: Digest, report: Report) -> Result<Reply,
     let peers = decide::peers(&now.state, &now.live, name, clock::monotonic_ms());
     let stand_down = decide::stand_down(&now.state, &now.live, name, clock::monotonic_ms());
     let restart = decide::restart(&now.state, &now.live, name, clock::monotonic_ms()).and_then(|r| r.ok());
-    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms(), peers, stand_down, restart }))
+    let drain = now.state.nodes.get(name).and_then(|known| decide::drain_task(known));
+    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms(), peers, stand_down, restart, drain }))
 }
 
 /// What was decided is folded by now; asked again, the same question gets the same answer.

@@ -1,0 +1,315 @@
+//! The shipped scripts that speak to OpenStack's services and to libvirt about guests and about nodes that are
+//! gone, run as they are against stand-ins: a nova and a neutron of a few lines on loopback, which answer as the real
+//! ones write it, and a virsh of two. No real service takes part: what they refuse is only what is written here.
+
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+const COMMON: &str = "overlays/common";
+
+/// The scripts of some systems with what they need around them, below a folder of the test's own.
+struct Scripts {
+    dir: tempfile::TempDir,
+}
+
+impl Scripts {
+    /// `host`: the last two bytes of this test's loopback address, which is VIP and node's at once.
+    fn new(host: &str, systems: &[&str]) -> Scripts {
+        let dir = tempfile::tempdir().unwrap();
+        let scripts = Scripts { dir };
+        let env = format!("NODE=compute1\nADDRESS=127.0.{host}\nVIP=127.0.{host}\n");
+        std::fs::write(scripts.path("node.env"), env).unwrap();
+        std::fs::create_dir_all(scripts.path("secrets")).unwrap();
+        for user in ["nova", "neutron"] {
+            std::fs::write(scripts.path(&format!("secrets/{user}.password")), "hush").unwrap();
+        }
+        let top = Path::new(env!("CARGO_MANIFEST_DIR")).join(COMMON);
+        let openstack = top.join("openstack/rootfs/usr/lib/kiln/openstack");
+        scripts.install(&openstack, "openstack");
+        for system in systems {
+            let from = top.join(format!("{system}/rootfs/usr/lib/kiln/systems/{system}"));
+            scripts.install(&from, &format!("systems/{system}"));
+        }
+        scripts
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Copies a folder's scripts; what they name of the machine is this test's.
+    fn install(&self, from: &Path, to: &str) {
+        std::fs::create_dir_all(self.path(to)).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            let text = text
+                .replace("/etc/kiln/node.env", self.path("node.env").to_str().unwrap())
+                .replace("/run/kiln-openstack", self.path("tokens").to_str().unwrap());
+            self.write(&format!("{to}/{}", entry.file_name().to_str().unwrap()), &text);
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        std::fs::write(self.path(name), text).unwrap();
+        std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// Exit status and the last line.
+    fn run(&self, script: &str, arguments: &[&str], guests: &str) -> (i32, String) {
+        let path = std::env::var("PATH").unwrap();
+        let output = Command::new(self.path("systems").join(script))
+            .args(arguments)
+            .env_clear()
+            .env("PATH", format!("{}:{path}", self.path("bin").display()))
+            .env("KILN_SECRETS", self.path("secrets"))
+            .env("KILN_GUESTS", guests)
+            .env("NOTED", self.path("noted"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code().unwrap(), text.lines().last().unwrap_or_default().to_string())
+    }
+
+    fn noted(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.path("noted")).unwrap_or_default();
+        text.lines().map(String::from).collect()
+    }
+}
+
+/// As Python writes it: a blank after each colon and comma.
+fn python(value: &Value) -> String {
+    match value {
+        Value::Array(items) => format!("[{}]", items.iter().map(python).collect::<Vec<_>>().join(", ")),
+        Value::Object(map) => {
+            let pairs: Vec<String> = map.iter().map(|(k, v)| format!("{}: {}", json!(k), python(v))).collect();
+            format!("{{{}}}", pairs.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Answers (method, path with query, body) with (status, body), for keystone too, until the test's process ends.
+fn serve(host: &str, port: u16, mut answer: impl FnMut(&str, &str, &Value) -> (u16, Value) + Send + 'static) {
+    let listener = TcpListener::bind(format!("127.0.{host}:{port}")).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let (mut first, mut length, mut token) = (String::new(), 0, false);
+            reader.read_line(&mut first).unwrap();
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                let line = line.trim().to_ascii_lowercase();
+                if line.is_empty() {
+                    break;
+                }
+                length = line.strip_prefix("content-length: ").map_or(length, |n| n.parse().unwrap());
+                token |= line == "x-auth-token: t";
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+            let mut words = first.split(' ');
+            let (method, path) = (words.next().unwrap(), words.next().unwrap());
+            let (status, text) = match path {
+                "/v3/auth/tokens" => (201, "{}".to_string()),
+                _ if !token => (401, String::new()),
+                _ => {
+                    let (status, value) = answer(method, path, &body);
+                    (status, if value.is_null() { String::new() } else { python(&value) })
+                }
+            };
+            let head = format!("HTTP/1.1 {status} said\r\nX-Subject-Token: t\r\nConnection: close\r\n");
+            write!(stream, "{head}Content-Length: {}\r\n\r\n{text}", text.len()).unwrap();
+        }
+    });
+}
+
+/// A nova with one compute: its service, and guests as (vm_state, task_state).
+#[derive(Default)]
+struct Nova {
+    reason: Option<String>,
+    up: bool,
+    guests: BTreeMap<String, (&'static str, &'static str)>,
+    /// Service ids that were deleted.
+    deleted: Vec<String>,
+}
+
+impl Nova {
+    fn answer(&mut self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let state = if self.up { "up" } else { "down" };
+        let path = path.strip_prefix("/v2.1/").unwrap();
+        if let Some(query) = path.strip_prefix("servers?") {
+            assert!(query.starts_with("all_tenants=1&host=compute1&status=ACTIVE"), "{query}");
+            let active = self.guests.iter().filter(|(_, (state, _))| *state == "active");
+            // Names are their owners'.
+            let shown: Vec<Value> = active.map(|(id, _)| json!({"id": id, "name": "x\", \"id\": \"0"})).collect();
+            return (200, json!({"servers": shown}));
+        }
+        let parts: Vec<&str> = path.split(['?', '/']).collect();
+        match (method, parts.as_slice()) {
+            ("GET", ["os-services", _]) => {
+                let status = if self.reason.is_some() { "disabled" } else { "enabled" };
+                let service = json!({"id": 7, "binary": "nova-compute", "host": "compute1", "status": status,
+                    "disabled_reason": self.reason, "state": state});
+                (200, json!({"services": [service]}))
+            }
+            ("PUT", ["os-services", word]) => {
+                assert_eq!((&body["host"], &body["binary"]), (&json!("compute1"), &json!("nova-compute")));
+                self.reason = (*word == "disable-log-reason").then(|| body["disabled_reason"].as_str().unwrap().into());
+                (200, json!({}))
+            }
+            ("DELETE", ["os-services", id]) => {
+                if !self.guests.is_empty() {
+                    return (409, json!({"conflictingRequest": {"message": "instances on the host"}}));
+                }
+                self.deleted.push(id.to_string());
+                (204, Value::Null)
+            }
+            ("GET", ["servers", id]) | ("POST", ["servers", id, "action"]) => {
+                let Some(guest) = self.guests.get_mut(*id) else { return (404, json!({})) };
+                let task = if guest.1.is_empty() { Value::Null } else { json!(guest.1) };
+                if method == "GET" {
+                    let server = json!({"id": id, "OS-EXT-STS:task_state": task, "OS-EXT-STS:vm_state": guest.0});
+                    return (200, json!({"server": server}));
+                }
+                match (body.as_object().unwrap().keys().next().unwrap().as_str(), &guest) {
+                    ("os-stop", ("active", "")) => guest.1 = "powering-off",
+                    ("os-start", ("stopped", "")) => *guest = ("active", ""),
+                    _ => return (409, json!({})),
+                }
+                (202, Value::Null)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+const A: &str = "aaaaaaaa-0000-4000-8000-000000000001";
+const B: &str = "bbbbbbbb-0000-4000-8000-000000000002";
+const C: &str = "cccccccc-0000-4000-8000-000000000003";
+
+fn compute(host: &'static str) -> (Scripts, Arc<Mutex<Nova>>) {
+    let guests = [(A, ("active", "")), (B, ("active", "")), (C, ("stopped", ""))];
+    let guests = guests.map(|(id, state)| (id.to_string(), state)).into();
+    let nova = Arc::new(Mutex::new(Nova { up: true, guests, ..Nova::default() }));
+    let shared = nova.clone();
+    serve(host, 5000, |_, _, _| (404, json!({})));
+    serve(host, 8774, move |method, path, body| shared.lock().unwrap().answer(method, path, body));
+    (Scripts::new(host, &["nova-compute", "nova-controller"]), nova)
+}
+
+#[test]
+fn a_drained_compute_gets_no_guests_and_an_undrained_one_does() {
+    let (scripts, nova) = compute("71.1");
+    let reason = || nova.lock().unwrap().reason.clone();
+    for _ in 0..2 {
+        assert_eq!(scripts.run("nova-compute/drain", &[], "stay"), (0, String::new()));
+        assert_eq!(reason().as_deref(), Some("drained by kiln"));
+    }
+    assert_eq!(scripts.run("nova-compute/undrain", &[], "back"), (0, String::new()));
+    assert_eq!(reason(), None);
+    // What somebody else disabled stays his.
+    nova.lock().unwrap().reason = Some("fans".into());
+    for (script, guests) in [("drain", "stay"), ("undrain", "back")] {
+        assert_eq!(scripts.run(&format!("nova-compute/{script}"), &[], guests), (0, String::new()));
+        assert_eq!(reason().as_deref(), Some("fans"));
+    }
+    assert!(scripts.noted().is_empty());
+    assert_eq!(nova.lock().unwrap().guests[A], ("active", ""), "nobody was touched");
+}
+
+#[test]
+fn guests_that_ran_are_shut_down_and_started_again_and_no_others() {
+    let (scripts, nova) = compute("71.2");
+    let set = |id: &str, state| {
+        nova.lock().unwrap().guests.insert(id.into(), state);
+    };
+    let stop = || scripts.run("nova-compute/drain", &[], "stop");
+    let back = || scripts.run("nova-compute/undrain", &[], "back");
+    assert_eq!(stop(), (75, "guests still to be shut down: 2".into()));
+    assert_eq!(scripts.noted(), [A, B]);
+    set(A, ("stopped", ""));
+    assert_eq!(stop(), (75, "guests still to be shut down: 1".into()), "one that is on its way is told in vain");
+    // Taken back in the middle: who is still on his way is waited for.
+    assert_eq!(back(), (75, "guests still to be started: 1".into()));
+    assert_eq!((scripts.noted(), nova.lock().unwrap().guests[A]), (vec![B.into()], ("active", "")));
+    set(B, ("stopped", ""));
+    assert_eq!(stop(), (75, "guests still to be shut down: 1".into()));
+    set(A, ("stopped", ""));
+    assert_eq!(stop(), (0, String::new()));
+    assert_eq!(scripts.noted(), [B, A]);
+    // Until the compute is back nothing is started; one was deleted meanwhile.
+    nova.lock().unwrap().up = false;
+    assert_eq!(back(), (75, "guests are started when nova-compute is up".into()));
+    nova.lock().unwrap().up = true;
+    nova.lock().unwrap().guests.remove(B);
+    assert_eq!(back(), (0, String::new()));
+    let nova = nova.lock().unwrap();
+    assert_eq!((nova.guests[A], nova.guests[C], &nova.reason), (("active", ""), ("stopped", ""), &None));
+    assert!(scripts.noted().is_empty());
+}
+
+#[test]
+fn nova_forgets_a_node_that_is_down_and_has_no_guests() {
+    let (scripts, nova) = compute("71.3");
+    let forget = || scripts.run("nova-controller/forget", &["compute1"], "");
+    assert_eq!(forget(), (75, "services on compute1 are up, says nova".into()));
+    nova.lock().unwrap().up = false;
+    assert_eq!(forget(), (1, "nova has guests on compute1: evacuate or delete them".into()));
+    nova.lock().unwrap().guests.clear();
+    assert_eq!(forget(), (0, "forgot 1 services on compute1".into()));
+    assert_eq!(nova.lock().unwrap().deleted, ["7"]);
+    assert_eq!(scripts.run("nova-controller/forget", &["a/b"], "").0, 1);
+}
+
+#[test]
+fn neutron_forgets_agents_that_are_dead() {
+    let agents = Arc::new(Mutex::new(vec![(A, false), (B, true)]));
+    let shared = agents.clone();
+    serve("71.4", 5000, |_, _, _| (404, json!({})));
+    serve("71.4", 9696, move |method, path, _| {
+        let mut agents = shared.lock().unwrap();
+        if method == "GET" {
+            assert_eq!(path, "/v2.0/agents?host=compute1&fields=id&fields=alive");
+            let shown: Vec<Value> = agents.iter().map(|(id, alive)| json!({"id": id, "alive": alive})).collect();
+            return (200, json!({"agents": shown}));
+        }
+        assert_eq!(method, "DELETE");
+        agents.retain(|(id, _)| !path.ends_with(id));
+        (204, Value::Null)
+    });
+    let scripts = Scripts::new("71.4", &["neutron-controller"]);
+    let forget = || scripts.run("neutron-controller/forget", &["compute1"], "");
+    assert_eq!(forget(), (75, "agents on compute1 are alive, says neutron".into()));
+    agents.lock().unwrap()[1].1 = false;
+    assert_eq!(forget(), (0, "forgot 2 agents on compute1".into()));
+    assert_eq!(forget(), (0, "forgot 0 agents on compute1".into()));
+}
+
+#[test]
+fn guests_are_listed_with_those_that_are_shut_down() {
+    let scripts = Scripts::new("71.5", &["libvirt"]);
+    let virsh = "#!/bin/sh\ncase $* in\n*--all*) printf 'web\\nmail\\n\\n' ;;\n*) printf 'web\\nnew\\n\\n' ;;\nesac\n";
+    scripts.write("bin/virsh", virsh);
+    let output = Command::new(scripts.path("systems/libvirt/list-guests"))
+        .env("PATH", format!("{}:{}", scripts.path("bin").display(), std::env::var("PATH").unwrap()))
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "web\nnew\nmail stopped\n");
+    scripts.write("bin/virsh", "#!/bin/sh\necho no libvirtd >&2\nexit 1\n");
+    let failed = Command::new(scripts.path("systems/libvirt/list-guests"))
+        .env("PATH", format!("{}:{}", scripts.path("bin").display(), std::env::var("PATH").unwrap()))
+        .output()
+        .unwrap();
+    assert!(!failed.status.success() && failed.stdout.is_empty(), "who cannot say says nothing");
+}
