@@ -296,6 +296,7 @@ impl Place {
         let on = |n: u8| self.world.machines[n as usize].on;
         match act {
             Act::Boot(n) if !on(n) => {
+                w.wait_out_pauses(NOW);
                 if !w.boot(n as usize, None, NOW) {
                     return None;
                 }
@@ -710,6 +711,9 @@ impl Keying<'_> {
         }
         node.boots.iter().for_each(|id| boot(id).hash(h));
         node.credential.as_ref().map(|c| boot(&c.boot_id)).hash(h);
+        let attempts = &node.attempts;
+        let counts = self.w.server.live.tried.get(name).is_some_and(|t| t.boot_id == attempts.boot_id);
+        (attempts.count, attempts.retry, attempts.pause.is_some(), counts).hash(h);
         if let Some(o) = node.open_order() {
             let begun = o.begun.as_ref().map(|b| boot(&b.boot_id));
             (&o.order.id, o.booted.as_ref().map(|b| boot(b)), begun, o.registered, o.made, o.doubted).hash(h);

@@ -328,6 +328,7 @@ impl Simulation {
             return;
         }
         self.say(|| format!("{} boots", self.name(n)));
+        let _ = self.world.server.command(&Command::Tick { wall_ms: 0 }, self.now);
         if !self.world.boot(n, None, self.now) {
             self.say(|| format!("{} is held", self.name(n)));
             return self.after(10_000, Happens::Boot(n));

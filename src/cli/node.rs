@@ -243,7 +243,7 @@ fn list(socket: &SocketArg, json: bool) -> Result<()> {
         let mac = n.macs.first().map(|m| m.to_string()).unwrap_or_default();
         let alarms = if n.alarms > 0 { format!("{} ALARMS", n.alarms) } else { String::new() };
         let order = n.order.as_ref().filter(|o| o.end.is_none()).map(|o| format!("order {}: {}", o.id, o.state));
-        let notes = [Some(alarms), order, n.drain.clone()]
+        let notes = [Some(alarms), n.attempts.clone(), order, n.drain.clone()]
             .into_iter()
             .flatten()
             .filter(|t| !t.is_empty())
@@ -282,6 +282,7 @@ fn show(socket: &SocketArg, node: &str, json: bool) -> Result<()> {
     };
     add("detail", &line.detail);
     add("held", node.held.as_deref().unwrap_or_default());
+    add("attempts", line.attempts.as_deref().unwrap_or_default());
     add("address", &line.address.to_string());
     add("mac", &macs.join(" "));
     add("state", &node.state);

@@ -516,7 +516,8 @@ async fn wait(
                     anyhow::bail!("the ledger's writer ended; see the log above")
                 }
                 let state = ledger.snapshot().state;
-                if !state.open_orders.is_empty() || state.rollout.as_ref().is_some_and(|r| r.is_running()) {
+                let led = state.rollout.as_ref().is_some_and(|r| r.is_running());
+                if led || !state.open_orders.is_empty() || !state.paused.is_empty() {
                     ledger.submit_quietly(Command::Tick { wall_ms: clock::now_ms() });
                 }
             }

@@ -312,6 +312,29 @@ pub enum Event {
         node: String,
         end: End,
     },
+    /// A boot of the node was let go on; `attempt`: how many have since its last register or order.
+    BootCounted {
+        node: String,
+        boot_id: String,
+        attempt: u32,
+        /// Why the boot before it does not count.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        excused: Option<String>,
+    },
+    /// So many boots in a row came to nothing: the node waits before the next one.
+    BootsPaused {
+        node: String,
+        attempts: u32,
+        secs: u64,
+        /// What failed.
+        reason: String,
+        facts: BTreeMap<String, String>,
+    },
+    /// The pause is over. `forgiven`: most nodes booted anew with it, so the last boot does not count.
+    BootsResumed {
+        node: String,
+        forgiven: bool,
+    },
     /// The operator's word: all nodes of a role get another image, one after the other.
     RolloutStarted {
         rollout: Box<Rollout>,
@@ -418,6 +441,9 @@ impl Event {
             | Event::NodeDrained { node, .. }
             | Event::NodeUndrained { node }
             | Event::DrainUndone { node, .. }
+            | Event::BootCounted { node, .. }
+            | Event::BootsPaused { node, .. }
+            | Event::BootsResumed { node, .. }
             | Event::NodeUnheld { node } => Some(node.clone()),
             Event::OrderGiven { order, .. } => Some(order.node.clone()),
         }

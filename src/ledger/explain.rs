@@ -99,6 +99,13 @@ fn of(event: &Event) -> Option<Chain<'_>> {
             node: Some(node),
             reply: "granted".into(),
         },
+        Event::BootsPaused { node, attempts, secs, reason, facts } => Chain {
+            asked: format!("boot {} without a register", attempts + 1),
+            facts: borrowed(facts),
+            rule: "boot-loop",
+            node: Some(node),
+            reply: format!("held for {} min: {reason}", secs / 60),
+        },
         Event::SeedGranted { system, node, generation, .. } => Chain {
             asked: format!("{system} to start"),
             facts: vec![("generation", generation.to_string())],

@@ -1,12 +1,14 @@
 //! What the server knows only in memory: when it last heard of whom. After a restart all of it is
 //! unknown and counted anew, and what needs it refuses. Times are monotonic milliseconds.
 
-use super::decide::Command;
+use super::decide::{Boot, Command};
+use super::identify::{Identity, identify};
 use super::message::{DoneRequest, DrainReport, PeerTask, Report, SESSION_DEAD_SECS, SystemReport, SystemState};
 use super::state::State;
 use super::text;
 use crate::site::Mac;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 /// Events that an unauthenticated machine may cause in [`NOISE_WINDOW_MS`]; the rest is dropped,
@@ -16,6 +18,9 @@ pub const NOISE_MAX: u32 = 200;
 pub const NOISE_STRANGERS_MAX: u32 = 5000;
 /// Ten minutes.
 pub const NOISE_WINDOW_MS: u64 = 600_000;
+/// Addresses that this server failed to serve and that are remembered, for an hour.
+const FAILED_MAX: usize = 4096;
+const FAILED_MS: u64 = 3_600_000;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Live {
@@ -27,8 +32,22 @@ pub struct Live {
     pub asked: BTreeMap<String, u64>,
     /// Why what a member did last for a removed node failed: (node, system, step) -> reason.
     pub stuck: BTreeMap<(String, String, String), String>,
+    /// The boot of each node that was last let go on.
+    pub tried: BTreeMap<String, Tried>,
+    /// Since when nodes wait before their next boot, counted from this server's start at most.
+    pub paused: BTreeMap<String, u64>,
+    /// When this server last failed to serve an address.
+    failed: BTreeMap<Ipv4Addr, u64>,
     noise: BTreeMap<Mac, Window>,
     strangers: Window,
+}
+
+/// A boot that was let go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tried {
+    pub boot_id: String,
+    pub source: Ipv4Addr,
+    pub at_ms: u64,
 }
 
 /// Events since a start.
@@ -164,6 +183,17 @@ impl Live {
                 for node in state.open_orders.values() {
                     self.asked.entry(node.clone()).or_insert(now_ms);
                 }
+                self.paused.retain(|node, _| state.paused.contains(node));
+                for node in &state.paused {
+                    self.paused.entry(node.clone()).or_insert(now_ms);
+                }
+            }
+            Command::Boot(boot) => self.try_boot(state, boot, now_ms),
+            Command::Failed { source } => {
+                self.failed.retain(|_, at| now_ms.saturating_sub(*at) < FAILED_MS);
+                if self.failed.len() < FAILED_MAX || self.failed.contains_key(source) {
+                    self.failed.insert(*source, now_ms);
+                }
             }
             Command::Saw { mac, .. } => self.ask(state, *mac, now_ms),
             Command::Answer(answer) => self.ask(state, answer.mac, now_ms),
@@ -191,6 +221,21 @@ impl Live {
                 self.asked.insert(name.clone(), now_ms);
             }
         }
+    }
+
+    fn try_boot(&mut self, state: &State, boot: &Boot, now_ms: u64) {
+        let Identity::Node { name, .. } = identify(state, boot.request.mac, boot.request.uuid) else { return };
+        let boot_id = &boot.request.boot_id;
+        let counts = state.nodes.get(&name).is_some_and(|n| n.attempts.boot_id == *boot_id);
+        if counts && self.tried.get(&name).is_none_or(|t| t.boot_id != *boot_id) {
+            let tried = Tried { boot_id: boot_id.clone(), source: boot.source, at_ms: now_ms };
+            self.tried.insert(name, tried);
+        }
+    }
+
+    /// Whether this server failed to serve that address since then.
+    pub fn failed_since(&self, source: Ipv4Addr, at_ms: u64) -> bool {
+        self.failed.get(&source).is_some_and(|failed| *failed >= at_ms)
     }
 
     /// For how long the machine that an order waits for has not asked to boot.

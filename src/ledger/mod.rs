@@ -4,6 +4,7 @@
 
 pub mod answer;
 pub mod backup;
+pub mod breaker;
 pub mod chain;
 pub mod cluster;
 pub mod decide;

@@ -1,5 +1,6 @@
 //! What the log folds to. No clock, no health: those are in [`super::live`].
 
+use super::breaker::{Attempts, Pause};
 use super::cluster::Cluster;
 use super::event::{Asked, Event, UsedImage};
 use super::message::{Disk, Phase, SystemReport};
@@ -27,6 +28,8 @@ pub struct State {
     pub machines: BTreeMap<Mac, Arc<MachineState>>,
     /// What the nodes form together.
     pub cluster: Cluster,
+    /// Nodes that wait before their next boot.
+    pub paused: BTreeSet<String>,
     /// Orders that have not come to their end: id -> node.
     pub open_orders: BTreeMap<String, String>,
     /// Removed nodes that are not forgotten by all yet: (system, step) that a member is to run.
@@ -63,6 +66,8 @@ pub struct NodeState {
     /// The last phase that a boot reported before its register (anyone can say so).
     pub progress: Option<Progress>,
     pub report: Option<LastReport>,
+    /// Boots that have not come to a register.
+    pub attempts: Attempts,
     /// The last disk that a boot was allowed to format.
     pub disk: Option<GrantedDisk>,
     /// What was last refused to whom, so that repeats are not stored.
@@ -265,6 +270,12 @@ impl State {
                 let previous = before.filter(|b| b.id != image.id).or(kept);
                 self.images.insert(role.clone(), Arc::new(RoleImage { current: image.clone(), previous }));
                 self.forget_own_images(role);
+                let tried = self.nodes.iter().filter(|(_, n)| n.attempts.count > 0).map(|(name, _)| name.clone());
+                for name in tried.collect::<Vec<_>>() {
+                    if self.site_node(&name).is_some_and(|n| n.role == *role) {
+                        self.forget_attempts(&name);
+                    }
+                }
             }
             Event::MachineSeen { mac, uuid, firmware } => {
                 let machine = self.machine_mut(*mac);
@@ -286,6 +297,9 @@ impl State {
             }
             Event::PhaseReached { mac, node, boot_id, phase, detail } => {
                 let (boot_id, detail) = (boot_id.clone(), detail.clone());
+                if let (Some(node), Phase::Failed) = (node, phase) {
+                    self.node_mut(node).attempts.fail(&boot_id, &detail);
+                }
                 let progress = Some(Progress { rev: self.rev, boot_id, phase: *phase, detail });
                 match node {
                     Some(node) => self.node_mut(node).progress = progress,
@@ -295,10 +309,12 @@ impl State {
             Event::NodeApproved { node, mac } => {
                 self.machine_mut(*mac).approved = Some(node.clone());
                 self.node_mut(node).approved = true;
+                self.forget_attempts(node);
             }
             Event::NodeReplaced { node, macs, fresh } => {
                 self.forget_cards(node, macs);
                 self.node_mut(node).approved |= fresh;
+                self.forget_attempts(node);
             }
             Event::Forgotten { node, system, step, .. } => {
                 if let Some(left) = self.removed.get_mut(node) {
@@ -308,6 +324,7 @@ impl State {
             }
             Event::NodeRemoved { node, forget } => {
                 self.forget_cards(node, &[]);
+                self.forget_attempts(node);
                 if !forget.is_empty() {
                     self.removed.insert(node.clone(), forget.iter().cloned().collect());
                 }
@@ -344,7 +361,27 @@ impl State {
             Event::DiskRefused { node, boot_id, disk, reason } => {
                 self.node_mut(node).refused = Some(refused_key(boot_id, &disk.name, reason));
             }
+            Event::BootCounted { node, boot_id, attempt, .. } => {
+                self.paused.remove(node);
+                let attempts = &mut self.node_mut(node).attempts;
+                (attempts.count, attempts.boot_id) = (*attempt, boot_id.clone());
+                (attempts.pause, attempts.retry) = (None, false);
+            }
+            Event::BootsPaused { node, secs, reason, .. } => {
+                self.paused.insert(node.clone());
+                self.node_mut(node).attempts.pause = Some(Pause { rev, secs: *secs, reason: reason.clone() });
+            }
+            Event::BootsResumed { node, forgiven } => {
+                self.paused.remove(node);
+                let attempts = &mut self.node_mut(node).attempts;
+                (attempts.pause, attempts.retry) = (None, true);
+                if *forgiven {
+                    attempts.count = attempts.count.saturating_sub(1);
+                    attempts.boot_id.clear();
+                }
+            }
             Event::Registered { node, generation, boot_id, mac, address, key, fingerprint, image, version, .. } => {
+                self.forget_attempts(node);
                 let state = self.node_mut(node);
                 if state.boots.insert(boot_id.clone()) {
                     (state.credential, state.approved, state.report) = (None, false, None);
@@ -391,7 +428,10 @@ impl State {
                 self.node_mut(node).drain.take_if(|n| n == number);
             }
             Event::NodeHeld { node, reason } => self.node_mut(node).held = Some(reason.clone()),
-            Event::NodeUnheld { node } => self.node_mut(node).held = None,
+            Event::NodeUnheld { node } => {
+                self.node_mut(node).held = None;
+                self.forget_attempts(node);
+            }
             Event::NodeFenced { node, generation } => self.node_mut(node).fenced = Some(*generation),
             Event::Unvouched { .. } => {
                 // What was sent before this moment may come late, and of what was granted since the
@@ -416,6 +456,7 @@ impl State {
                 self.open_orders.insert(order.id.clone(), order.node.clone());
                 let ours = self.rollout.iter_mut().filter(|r| order.rollout.as_ref() == Some(&r.rollout.id));
                 ours.for_each(|r| Arc::make_mut(r).given.push((order.node.clone(), order.id.clone())));
+                self.forget_attempts(&order.node);
                 let state = self.node_mut(&order.node);
                 state.order = Some(OrderState::new((**order).clone(), rev));
                 if order.stop_guests {
@@ -434,6 +475,7 @@ impl State {
             }
             Event::OrderEnded { order, node, end } => {
                 self.open_orders.remove(order);
+                self.forget_attempts(node);
                 let role = self.site_node(node).map(|n| n.role.clone()).unwrap_or_default();
                 let current = self.image_of(&role).map(|i| i.id);
                 let state = self.node_mut(node);
@@ -462,6 +504,14 @@ impl State {
             if self.site_node(&name).is_some_and(|n| n.role == role) {
                 self.node_mut(&name).image = None;
             }
+        }
+    }
+
+    /// Its next boot is the first one again.
+    fn forget_attempts(&mut self, node: &str) {
+        self.paused.remove(node);
+        if self.nodes.get(node).is_some_and(|n| n.attempts != Attempts::default()) {
+            self.node_mut(node).attempts = Attempts::default();
         }
     }
 

@@ -76,6 +76,15 @@ pub fn line(event: &Event) -> String {
         Event::OrderBooted { order, .. } => format!("boots by order {order}"),
         Event::OrderBegun { order, disk, found, .. } => format!("order {order} wipes disk {} ({found})", disk.name),
         Event::OrderEnded { order, end, .. } => format!("order {order} ended: {}", end.word()),
+        Event::BootCounted { attempt, excused, .. } => {
+            let before = excused.as_ref().map(|why| format!(" (the one before does not count: {why})"));
+            format!("boot {attempt} without a register{}", before.unwrap_or_default())
+        }
+        Event::BootsPaused { secs, reason, .. } => format!("held for {} min: {reason}", secs / 60),
+        Event::BootsResumed { forgiven, .. } => {
+            let why = if *forgiven { "most nodes booted anew with it" } else { "the pause is over" };
+            format!("may boot again: {why}")
+        }
         Event::RolloutStarted { rollout } => {
             let (role, image, nodes) = (&rollout.role, rollout.image.id.short(), rollout.nodes.len());
             format!("rollout {} of role {role} to {image} started: {nodes} nodes, by {}", rollout.id, rollout.giver)

@@ -3,7 +3,7 @@
 //! explain` prints it.
 
 use crate::image::id::ImageId;
-use crate::ledger::decide::may_boot;
+use crate::ledger::decide::may_begin;
 use crate::ledger::identify::{Identity, identify};
 use crate::ledger::state::State;
 use crate::site::{Mac, Unknown, Uuid};
@@ -109,7 +109,7 @@ fn decide(
     *found = Some(name.clone());
     let Some(node) = state.site_node(&name) else { return (Choice::Ignore, "no-site") };
     facts.insert("role".into(), node.role.clone());
-    let image = match may_boot(state, node) {
+    let image = match may_begin(state, node) {
         Ok(image) => image,
         Err((rule, reason)) => return (Choice::Hold(reason), rule),
     };

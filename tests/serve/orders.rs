@@ -133,6 +133,35 @@ fn an_order_is_taken_back_or_ended_by_time_and_waited_for() {
 }
 
 #[test]
+fn a_node_whose_boots_come_to_nothing_is_held_until_it_is_let_go() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let boots = |server: &Server, n: u8| {
+        assert!(server.script().1.contains("kiln.image="), "boot {n}: {}", server.script().1);
+        assert!(matches!(Node::new(n).boot(server, place.id), BootAnswer::Go(_)), "boot {n}");
+    };
+    (1..=3).for_each(|n| boots(&server, n));
+    // The boot during which the server was away does not count.
+    drop(server);
+    let server = Server::start(&place);
+    boots(&server, 4);
+    let held = server.script().1;
+    let why = "node test1 is held for 1 min: 3 boots in a row did not register";
+    assert!(held.contains(why) && held.contains("kiln node unhold test1"), "{held}");
+    assert!(matches!(Node::new(5).boot(&server, place.id), BootAnswer::Hold { reason, .. } if reason.contains(why)));
+    is(&place, &["node", "ls"], 0, &["held for 1 min: 3 boots in a row did not register; the last one said nothing"]);
+    is(
+        &place,
+        &["node", "show", "test1"],
+        0,
+        &["test1 (test): held", "attempts", "the server was started anew meanwhile"],
+    );
+    is(&place, &["explain", "test1"], 0, &["rule boot-loop", "boots without a register = 3"]);
+    is(&place, &["node", "unhold", "test1"], 0, &["let go"]);
+    boots(&server, 6);
+}
+
+#[test]
 fn another_image_by_order_is_that_nodes_until_the_role_gets_one() {
     let place = Place::new();
     let server = Server::start(&place);

@@ -17,6 +17,7 @@ use kiln::image::id::Digest;
 use kiln::join::node::{Action, Job, Outcome};
 use kiln::ledger::answer;
 use kiln::ledger::decide::Boot;
+use kiln::ledger::decide::breaker::PAUSE_MAX_SECS;
 use kiln::ledger::event::UsedImage;
 use kiln::ledger::message::{BLANK, BootRequest, Data, Disk, DiskRequest, Disks, Report, SESSION_DEAD_SECS, Verdict};
 use kiln::ledger::state::State;
@@ -211,6 +212,15 @@ impl World {
 
     pub fn process(&mut self, s: usize) -> &mut Process {
         &mut Arc::make_mut(&mut self.processes)[s]
+    }
+
+    /// As time goes by, nodes whose boots came to nothing may boot again.
+    pub fn wait_out_pauses(&mut self, now: u64) {
+        for later in [0, PAUSE_MAX_SECS * 1000] {
+            if !self.server.state.paused.is_empty() {
+                let _ = self.server.command(&Command::Tick { wall_ms: 0 }, now + later);
+            }
+        }
     }
 
     /// The machine is powered on and asks for its boot; `false`: it is held, as good as off.

@@ -3,14 +3,16 @@
 use super::images::Blobs;
 use crate::image::id::{Digest, ImageId};
 use crate::image::repository::Member;
-use crate::ledger::decide::{Answer, Command, Why};
+use crate::ledger::decide::{Answer, Command, Why, breaker};
 use crate::ledger::event::Asked;
+use crate::ledger::identify::{Identity, identify};
 use crate::ledger::message::PhaseReport;
 use crate::ledger::state::State;
 use crate::ledger::writer::Ledger;
 use crate::pxe::choose::{Asker, Choice, Chosen, Mode, PARK_RETRY_SECS, choose};
 use crate::pxe::counters::Counters;
 use crate::pxe::dhcp::server::{DhcpEvent, Handle as DhcpHandle, Outcome};
+use crate::pxe::http::route::ScriptQuery;
 use crate::pxe::http::server::{Plain, ScriptAsk, ScriptReply};
 use crate::pxe::loaders::Loaders;
 use crate::pxe::machine::{Firmware, Machine, Stage};
@@ -18,6 +20,7 @@ use crate::pxe::script::{self, Place};
 use crate::pxe::tftp::server::{Content, Files};
 use crate::pxe::{Directory, Link, Offer, Placement, Pool};
 use crate::site::Site;
+use crate::sys::clock;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
@@ -40,6 +43,7 @@ pub struct Nodes {
 impl Plain for Nodes {
     async fn script(&self, ask: ScriptAsk) -> ScriptReply {
         let query = &ask.query;
+        self.boot_over(query).await;
         let state = self.ledger.snapshot().state;
         let firmware = match query.platform {
             Some("pcbios") => "bios".to_string(),
@@ -104,12 +108,26 @@ impl Plain for Nodes {
         self.loaders.get(name)
     }
 
+    fn failed(&self, peer: Ipv4Addr) {
+        self.ledger.submit_quietly(Command::Failed { source: peer });
+    }
+
     fn counters(&self) -> &Counters {
         &self.counters
     }
 }
 
 impl Nodes {
+    /// Firmware asks: the boot before is over, and may have been one too many.
+    async fn boot_over(&self, query: &ScriptQuery) {
+        let now = self.ledger.snapshot();
+        let Identity::Node { name: node, .. } = identify(&now.state, query.mac, query.uuid) else { return };
+        if breaker::is_looping(&now.state, &now.live, &node, clock::monotonic_ms()) {
+            // Not followed: the machine boots once more, and is judged when it asks again.
+            let _ = self.ledger.submit(Command::BootOver { node }).await;
+        }
+    }
+
     fn boot_script(&self, state: &State, place: &Place, chosen: &Chosen, from: Ipv4Addr) -> Result<String, String> {
         let changed = || "the site was changed meanwhile".to_string();
         let site = state.site.as_ref().ok_or_else(changed)?;

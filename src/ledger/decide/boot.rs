@@ -1,10 +1,12 @@
 //! `POST /v1/boot`: who gets a credential.
 //! The rules are the threat table's (`docs/`); `tests.rs` has a row for each.
 
+use super::breaker;
 use super::discovery::answered;
 use super::orders;
 use super::{Answer, Boot, Refusal, Why};
 use crate::image::id::Digest;
+use crate::ledger::breaker::why_held;
 use crate::ledger::event::{Asked, Event, UsedImage};
 use crate::ledger::identify::{Identity, identify};
 use crate::ledger::live::Live;
@@ -14,6 +16,9 @@ use crate::ledger::text;
 use crate::site::Node;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+
+/// The rule of a node that is held because its boots come to nothing.
+const BOOT_LOOP: &str = "boot-loop";
 
 /// What is stored of a credential.
 pub fn credential_of(credential: &str) -> Digest {
@@ -33,9 +38,30 @@ pub fn may_boot<'a>(state: &'a State, node: &Node) -> Result<&'a UsedImage, (&'s
     Ok(image)
 }
 
+/// [`may_boot`], and the node's boots before have not come to nothing too often.
+pub fn may_begin<'a>(state: &'a State, node: &Node) -> Result<&'a UsedImage, (&'static str, String)> {
+    let image = may_boot(state, node)?;
+    match why_held(state, &node.name) {
+        Some(reason) => Err((BOOT_LOOP, reason)),
+        None => Ok(image),
+    }
+}
+
 pub(super) fn boot(state: &State, live: &Live, boot: &Boot, now_ms: u64) -> Result<Vec<Event>, Refusal> {
     if !text::is_boot_id(&boot.request.boot_id) {
         return Err(Refusal::new(Why::Invalid, "boot id is not one that a kernel makes"));
+    }
+    // Another boot than the last one: that is over, and may have been one too many.
+    if let Some(paused) = looping(state, live, boot, now_ms) {
+        let mut after = state.clone();
+        after.apply(&paused);
+        return match self::boot(&after, live, boot, now_ms) {
+            Ok(events) => Ok([vec![paused], events].concat()),
+            Err(mut refusal) => {
+                refusal.events.insert(0, paused);
+                Err(refusal)
+            }
+        };
     }
     let mut node = None;
     let (rule, minted) = match grant(state, live, boot, &mut node, now_ms) {
@@ -59,6 +85,8 @@ pub(super) fn boot(state: &State, live: &Live, boot: &Boot, now_ms: u64) -> Resu
     let answer = answer.as_str();
     let mut events: Vec<Event> = record(state, live, boot, node.clone(), rule, answer, now_ms).into_iter().collect();
     events.extend(order.and_then(|o| orders::booted(o, &boot.request.boot_id)));
+    let counts = node.as_ref().filter(|_| may);
+    events.extend(counts.and_then(|n| breaker::counted(state, live, n, &boot.request.boot_id, now_ms)));
     let new = minted.filter(|c| node.as_ref().is_none_or(|n| state.node(n).credential.as_ref() != Some(c)));
     if let (Some(Credential { boot_id, hash, address }), Some(node)) = (new, node) {
         events.push(Event::CredentialMinted { node, boot_id, hash, address, rule: rule.into() });
@@ -86,8 +114,10 @@ fn grant(
     };
     *found = Some(name.clone());
     let Some(node) = state.site_node(&name) else { return Err(("unknown-machine", format!("no node {name}"))) };
-    let image = may_boot(state, node)?;
     let known = state.node(&name);
+    // A boot that was let go on may go on.
+    let begun = known.attempts.boot_id == request.boot_id;
+    let image = if begun { may_boot(state, node)? } else { may_begin(state, node)? };
     if let Some(open) = known.open_order().filter(|_| request.image != image.id) {
         let (id, this) = (&open.order.id, request.image.short());
         let reason = format!("node {name} must boot {} by order {id}, this is {this}: restarts", image.id.short());
@@ -131,6 +161,14 @@ fn grant(
     let address = boot.source;
     let hash = credential_of(&boot.credential);
     Ok((rule, Some(Credential { boot_id: request.boot_id.clone(), hash, address })))
+}
+
+/// The pause of a node whose boots before this one came to nothing.
+fn looping(state: &State, live: &Live, boot: &Boot, now_ms: u64) -> Option<Event> {
+    let request = &boot.request;
+    let Identity::Node { name, .. } = identify(state, request.mac, request.uuid) else { return None };
+    let other = state.nodes.get(&name)?.attempts.boot_id != request.boot_id;
+    breaker::over(state, live, &name, now_ms).filter(|_| other && is_from_its_address(state, boot, &name))
 }
 
 fn is_from_its_address(state: &State, boot: &Boot, node: &str) -> bool {

@@ -2,6 +2,9 @@
 //! The order of the tests in each function is the order in which an operator would ask why.
 
 mod boot;
+pub mod breaker;
+#[cfg(test)]
+mod breaker_tests;
 mod claim;
 mod cluster;
 mod discovery;
@@ -21,7 +24,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use boot::{credential_of, may_boot};
+pub use boot::{credential_of, may_begin, may_boot};
 pub use claim::{claim, stand_down, verdict};
 pub use cluster::ranks;
 pub use drain::{line as drain_line, task as drain_task};
@@ -83,6 +86,14 @@ pub enum Command {
         report: PhaseReport,
     },
     Boot(Box<Boot>),
+    /// The node's firmware asks for a script: its last boot is over.
+    BootOver {
+        node: String,
+    },
+    /// This server could not serve what it should have to that address.
+    Failed {
+        source: Ipv4Addr,
+    },
     Disk {
         request: DiskRequest,
         source: Ipv4Addr,
@@ -133,7 +144,7 @@ pub enum Command {
         order: String,
         failed: bool,
     },
-    /// Time went by: ends orders, leads a rollout on; the only command that looks at the wall clock.
+    /// Time went by: ends orders and pauses, leads a rollout on; the only command that looks at the wall clock.
     Tick {
         wall_ms: u64,
     },
@@ -346,6 +357,8 @@ fn rule(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Ve
         Command::Answer(answer) => Ok(discovery::answered(state, live, answer, now_ms).into_iter().collect()),
         Command::Phase { report } => discovery::phase(state, live, report, now_ms),
         Command::Boot(boot) => boot::boot(state, live, boot, now_ms),
+        Command::BootOver { node } => Ok(breaker::over(state, live, node, now_ms).into_iter().collect()),
+        Command::Failed { .. } => Ok(vec![]),
         Command::Disk { request, source } => disk::disk(state, request, *source),
         Command::Register { request, source, issued, shown } => {
             register::register(state, live, request, *source, *issued, shown.as_ref(), now_ms)
@@ -367,7 +380,9 @@ fn rule(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Ve
         Command::Reimage(asked) => orders::give(state, live, asked, now_ms),
         Command::Cancel { order, failed } => orders::cancel(state, order, *failed),
         Command::Tick { wall_ms } => Ok(match orders::expire(state, *wall_ms) {
-            over if over.is_empty() => rollout::advance(state, live, *wall_ms, now_ms),
+            over if over.is_empty() => {
+                [breaker::resume(state, live, now_ms), rollout::advance(state, live, *wall_ms, now_ms)].concat()
+            }
             over => over,
         }),
         Command::StartRollout(asked) => rollout::start(state, asked),

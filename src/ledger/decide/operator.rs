@@ -1,5 +1,6 @@
 //! What the operator says: the site, images, approvals, holds.
 
+use super::breaker::ATTEMPTS_MAX;
 use super::{Refusal, Why};
 use crate::ledger::event::{Event, UsedImage};
 use crate::ledger::live::Live;
@@ -192,7 +193,8 @@ pub(super) fn hold(state: &State, node: &str, reason: &str) -> Result<Vec<Event>
 
 pub(super) fn unhold(state: &State, node: &str) -> Result<Vec<Event>, Refusal> {
     must_exist(state, node)?;
-    let held = state.node(node).held.is_some();
+    let known = state.node(node);
+    let held = known.held.is_some() || known.attempts.count >= ATTEMPTS_MAX;
     Ok(if held { vec![Event::NodeUnheld { node: node.into() }] } else { Vec::new() })
 }
 

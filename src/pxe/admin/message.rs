@@ -5,7 +5,7 @@ use crate::ledger::event::Asked;
 use crate::ledger::message::{Disks, Phase, SystemReport};
 use crate::ledger::order::End;
 use crate::ledger::state::{Keeps, State};
-use crate::ledger::{Live, timeline};
+use crate::ledger::{Live, breaker, timeline};
 use crate::site::{DiskMatch, Mac, Site, Uuid};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
@@ -137,6 +137,9 @@ pub struct NodeLine {
     #[serde(default)]
     pub heard_secs: Option<u64>,
     pub alarms: u64,
+    /// What is to be said of boots that came to nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<String>,
     /// The last order that was given for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<OrderLine>,
@@ -307,6 +310,7 @@ pub fn order_line(state: &State, live: &Live, name: &str, now_ms: u64) -> Option
     let word = match (order.ended, order.registered, &order.begun, &order.booted) {
         (Some(end), ..) => end.word().to_string(),
         (_, Some(generation), ..) => format!("registered as generation {generation}, not ready yet"),
+        _ if breaker::held(state, name).is_some() => "the node is held".into(),
         (_, _, Some(begun), _) => format!("disk {} is being made", begun.disk.name),
         (_, _, _, Some(_)) => "boots by it".into(),
         _ => match decide::restart(state, live, name, now_ms) {
@@ -361,6 +365,7 @@ pub fn node_line(state: &State, live: &Live, name: &str, now_ms: u64) -> Option<
         wanted: state.image_for(node).map(|i| i.id.short()),
         heard_secs: live.heard_ms(state, name).map(|ms| now_ms.saturating_sub(ms) / 1000),
         alarms: known.alarms,
+        attempts: decide::breaker::words(state, name),
         order: order_line(state, live, name, now_ms),
         drain: decide::drain_line(state, live, name, now_ms),
     })
@@ -392,7 +397,7 @@ pub fn phase(state: &State, name: &str) -> Option<(Phase, String)> {
 /// Where a node is, in one word.
 pub fn status(state: &State, live: &Live, name: &str, now_ms: u64) -> String {
     let node = state.node(name);
-    if node.held.is_some() {
+    if node.held.is_some() || breaker::held(state, name).is_some() {
         return "held".into();
     }
     match (phase(state, name), &node.session) {

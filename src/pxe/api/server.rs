@@ -151,6 +151,9 @@ async fn respond(api: &Api, source: Ipv4Addr, peer: Option<Peer>, request: Reque
     let reply = answered.unwrap_or_else(|_| Err(Failed(503, "the server is busy".into())));
     reply.unwrap_or_else(|Failed(status, error)| {
         api.counters.add("tls_refused", if status >= 500 { "unavailable" } else { "refused" });
+        if status >= 500 {
+            api.ledger.submit_quietly(Command::Failed { source });
+        }
         json(status, &Refusal { error })
     })
 }

@@ -81,6 +81,8 @@ pub trait Plain: Send + Sync + 'static {
     /// The signed manifest.
     fn manifest(&self, id: &ImageId) -> Option<Vec<u8>>;
     fn loader(&self, name: &str) -> Option<Arc<[u8]>>;
+    /// This server could not serve what it should have to that address.
+    fn failed(&self, peer: Ipv4Addr);
     fn counters(&self) -> &Counters;
 }
 
@@ -227,7 +229,12 @@ impl<P: Plain> Connection<P> {
             };
             self.plain.counters().add("http_requests", class(reply.status));
             let keep = head.keep && !reply.close;
-            self.send(&head, reply, keep).await?;
+            let ours = reply.status >= 500;
+            let sent = self.send(&head, reply, keep).await;
+            if ours || matches!(sent, Err("truncated-blob" | "disk-error")) {
+                self.failed();
+            }
+            sent?;
             if !keep {
                 let _ = self.stream.shutdown().await;
                 return Ok(());
@@ -300,7 +307,10 @@ impl<P: Plain> Connection<P> {
             Route::Phase => self.phase(&body).await,
             Route::Blob(digest) => match self.plain.blob(&digest) {
                 Some((file, size)) => self.blob(head, &digest, file, size, Member { start: 0, size }),
-                None => Reply::plain(404, "no such blob here"),
+                None => {
+                    self.failed(); // an address of it came from us
+                    Reply::plain(404, "no such blob here")
+                }
             },
             Route::Repository(digest, path) => match self.plain.repository(&digest, &path) {
                 Some((file, size, member)) => self.blob(head, &digest, file, size, member),
@@ -315,6 +325,12 @@ impl<P: Plain> Connection<P> {
                 None => Reply::plain(404, "no boot loader of that name here"),
             },
         })
+    }
+
+    fn failed(&self) {
+        if let IpAddr::V4(peer) = self.peer.ip().to_canonical() {
+            self.plain.failed(peer);
+        }
     }
 
     async fn body(&mut self, length: usize, expects: bool) -> Result<Vec<u8>, End> {
