@@ -19,7 +19,7 @@ mod world;
 
 use kiln::join::node::{Action, Job};
 use kiln::ledger::decide::{Reimage, Risk};
-use kiln::ledger::message::{Data, Disks, Phase};
+use kiln::ledger::message::{Data, Disks, Phase, Via};
 use kiln::ledger::state::State;
 use kiln::ledger::{Command, Live};
 use kiln::recipe::system::{Dark, Scope};
@@ -424,7 +424,7 @@ impl Place {
                 let id = format!("{:08x}", 0xa0 + u32::from(self.left.order));
                 let risk = Risk { giver: "the operator".into(), ..Risk::default() };
                 let (image, disks, expires_ms) = (None, Disks::Wipe, u64::MAX);
-                let order = Reimage { id, node, image, disks, expires_ms, risk };
+                let order = Reimage { id, node, image, disks, via: Via::Reboot, expires_ms, risk };
                 w.server.command(&Command::Reimage(Box::new(order)), NOW).ok()?;
             }
             Act::BootCut(n, cut) if !on(n) => {

@@ -8,7 +8,7 @@ mod world;
 use kiln::cli::recipes::{RecipesArgs, resolve};
 use kiln::join::node::{Action, Job, Outcome};
 use kiln::ledger::decide::{Reimage, Risk};
-use kiln::ledger::message::{Disks, Phase, SystemState};
+use kiln::ledger::message::{Disks, Phase, SystemState, Via};
 use kiln::ledger::state::State;
 use kiln::ledger::{Command, decide};
 use kiln::recipe::System;
@@ -531,7 +531,7 @@ impl Simulation {
                 let (id, node) = (format!("{:08x}", self.orders), self.name(n).to_string());
                 self.orders += 1;
                 let (image, expires_ms, risk) = (None, u64::MAX, Risk::default());
-                let order = Box::new(Reimage { id, node, image, disks, expires_ms, risk });
+                let order = Box::new(Reimage { id, node, image, disks, via: Via::Reboot, expires_ms, risk });
                 let given = self.world.server.command(&Command::Reimage(order), self.now);
                 let word = given.map_or_else(|r| r.reason, |_| "given".into());
                 self.say(|| format!("{} is ordered to be reimaged, disks {}: {word}", self.name(n), disks.word()));

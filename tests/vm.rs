@@ -72,6 +72,18 @@ fn infra_answers_and_keeps_its_identity_over_a_reboot() {
     }
 }
 
+/// An order through the firmware, then one without it: both times are printed.
+#[test]
+fn a_live_node_is_reimaged_by_kexec_without_its_firmware() {
+    if full("kexec") {
+        let mut command = boot(baked("zed/test"));
+        command.arg("--").arg(root().join("tests/vm/kexec")).env("KILN", root().join("target/release/kiln"));
+        let text = succeed(&mut command);
+        assert!(text.contains("s by kexec"), "{text}");
+        println!("{text}");
+    }
+}
+
 /// Another system's disk, LVM, one with a duplicate label and a blank one: only the named disk is
 /// ever written to.
 #[test]

@@ -4,7 +4,7 @@ use super::exit::{Exit, error};
 use super::operator::{SocketArg, segment};
 use super::output;
 use crate::ledger::decide::{MachineId, Risk};
-use crate::ledger::message::Disks;
+use crate::ledger::message::{Disks, Via};
 use crate::ledger::order::End;
 use crate::pxe::admin::message::{NodeDetail, Nodes, Request};
 use crate::recipe::system::seconds;
@@ -72,6 +72,9 @@ enum Verb {
         /// Its state disk: kept, or wiped and made anew
         #[arg(long, value_enum, default_value_t = DisksArg::Keep)]
         disks: DisksArg,
+        /// How it gets there if it lives: through its firmware, or straight into the new kernel
+        #[arg(long, value_enum, default_value_t = ViaArg::Reboot)]
+        via: ViaArg,
         /// The order is void after this, unless it is under way
         #[arg(long, default_value = "2h", value_name = "TIME")]
         expires: String,
@@ -163,6 +166,12 @@ enum GuestsArg {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
+enum ViaArg {
+    Reboot,
+    Kexec,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
 enum DisksArg {
     Keep,
     Wipe,
@@ -204,11 +213,12 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Verb::Drain { node } => socket.order_and_say(&Request::Drain { node, giver: giver() }),
         Verb::Undrain { node } => socket.order_and_say(&Request::Undrain { node }),
         Verb::Unhold { node } => socket.order_and_say(&Request::Unhold { node }),
-        Verb::Reimage { node, image, disks, expires, risk, wait, timeout } => {
+        Verb::Reimage { node, image, disks, via, expires, risk, wait, timeout } => {
             let (expires_secs, limit) = (time("--expires", &expires)?, time("--timeout", &timeout)?);
             let path = format!("/api/node/{}", segment(&node)?);
             let disks = if matches!(disks, DisksArg::Wipe) { Disks::Wipe } else { Disks::Keep };
-            let request = Request::Reimage { node, image, disks, expires_secs, risk: risk.risk()? };
+            let via = if matches!(via, ViaArg::Kexec) { Via::Kexec } else { Via::Reboot };
+            let request = Request::Reimage { node, image, disks, via, expires_secs, risk: risk.risk()? };
             let done = socket.order(&request)?;
             output::text(&(done.changes.join("\n") + "\n"))?;
             match done.order.filter(|_| wait) {
@@ -294,7 +304,7 @@ fn show(socket: &SocketArg, node: &str, json: bool) -> Result<()> {
     add("guests", line.drain.as_deref().unwrap_or_default());
     add("alarms", &if line.alarms > 0 { line.alarms.to_string() } else { String::new() });
     if let Some(order) = &line.order {
-        let disks = order.disks.word();
+        let disks = order.disks.word().to_string() + if order.via.is_reboot() { "" } else { ", by kexec" };
         add(
             "order",
             &format!("{} by {}: image {}, disks {disks}, until {}", order.id, order.giver, order.image, order.until),

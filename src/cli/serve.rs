@@ -184,6 +184,8 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runt
     let running: Arc<OnceLock<dhcp::Handle>> = Arc::default();
 
     let tls = sockets::tcp((listen.ip(), arguments.tls_port).into(), "TLS").await?;
+    let http_listener = plain.spawn(sockets::tcp(listen, "HTTP")).await.context("opening HTTP")??;
+    let http_port = http_listener.local_addr()?.port();
     let pin = keys.identity.pin;
     let nodes = Arc::new(nodes::Nodes {
         ledger: ledger.clone(),
@@ -204,14 +206,15 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runt
         secrets: secrets.clone(),
         leased: Box::new(move |mac| leased.get()?.leased(mac)),
         authoritative: mode == Mode::Authoritative,
+        http_port,
+        tls_port: nodes.tls_port,
+        pin,
         credential_key: keys.credential,
         counters: counters.clone(),
     });
     say(&format!("tls {} pin {}", tls.local_addr()?, pin.hex()));
     tokio::spawn(api::run(tls, acceptor, api));
 
-    let http_listener = plain.spawn(sockets::tcp(listen, "HTTP")).await.context("opening HTTP")??;
-    let http_port = http_listener.local_addr()?.port();
     say(&format!("http {}", http_listener.local_addr()?));
     plain.spawn(http::run(http_listener, nodes.clone()));
 
@@ -346,13 +349,13 @@ fn translate(store: &Store, order: Request, ledger: &Ledger) -> Result<Command, 
         Request::Form => Command::Form,
         Request::Adopt => Command::Adopt,
         Request::Recover { system, from, accept_loss } => Command::Recover { system, from, accept_loss },
-        Request::Reimage { node, image, disks, expires_secs, risk } => {
+        Request::Reimage { node, image, disks, via, expires_secs, risk } => {
             let looked = image.map(|reference| images::look_up(store, &reference)).transpose();
             let looked = looked.map_err(|e| (404, format!("{e:#}")))?;
             let image = looked.map(|l| ChosenImage { image: l.image, release: l.release, role: l.role });
             let id = short_id()?;
             let expires_ms = clock::now_ms().saturating_add(expires_secs.saturating_mul(1000));
-            Command::Reimage(Box::new(Reimage { id, node, image, disks, expires_ms, risk }))
+            Command::Reimage(Box::new(Reimage { id, node, image, disks, via, expires_ms, risk }))
         }
         Request::RolloutStart { role, image, allow_upgrade, max_unavailable, giver, plan: _ } => {
             let looked = images::look_up(store, &image).map_err(|e| (404, format!("{e:#}")))?;

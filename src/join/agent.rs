@@ -14,10 +14,13 @@ use self::register::Registration;
 use self::report::Reporter;
 use self::scripts::Scripts;
 use super::drain::Drains;
+use super::kexec;
 use super::node::{Action, Job, Node, Outcome};
 use super::renewal::Renewal;
 use crate::image::role::{ROLE_FILE, RoleFile};
-use crate::ledger::message::{Drain, DrainTask, HANDOVER_FILE, Handover, PeerTask, Phase, PhaseReport, Report};
+use crate::ledger::message::{
+    Drain, DrainTask, HANDOVER_FILE, Handover, KexecBoot, PeerTask, Phase, PhaseReport, Report,
+};
 use crate::sys::clock::{self, growing_pause, monotonic_ms};
 use crate::sys::console::Console;
 use crate::sys::http::{Client, Timeouts};
@@ -54,7 +57,7 @@ enum Event {
     /// The server wants these systems stopped, if they do not serve.
     StandDown(Vec<String>),
     /// An order waits for this machine to restart.
-    Restart(String),
+    Restart(String, Option<KexecBoot>),
     /// The server's word on this node's guests.
     Drain(Option<DrainTask>),
     Drained(DrainTask, Outcome),
@@ -134,7 +137,7 @@ impl Agent {
             };
             if error != said {
                 self.console.say(&format!("joining failed, trying again: {error}"));
-                self.tell_phase(Phase::Failed, &error);
+                tell_phase(&self.handover, Phase::Failed, &error);
                 said = error;
             }
             failures += 1;
@@ -235,12 +238,15 @@ impl Agent {
                 }
                 Ok(Event::Peers(tasks)) => node.set_peers(&tasks),
                 Ok(Event::StandDown(systems)) => node.stand_down(&systems, monotonic_ms()),
-                Ok(Event::Restart(order)) if self.restarts_for(&order, restarts) => {
+                Ok(Event::Restart(order, kexec)) if self.restarts_for(&order, restarts) => {
                     restarts = Some(Instant::now());
                     self.console.say(&format!("restarts: order {order} is open for this node"));
-                    restart();
+                    match kexec {
+                        Some(boot) => self.kexec_later(boot),
+                        None => restart("reboot"),
+                    }
                 }
-                Ok(Event::Restart(_)) => {}
+                Ok(Event::Restart(..)) => {}
                 Ok(Event::Drain(task)) => drains.tell(task, monotonic_ms()),
                 Ok(Event::Drained(task, outcome)) => {
                     show("guests", &outcome);
@@ -356,6 +362,26 @@ impl Agent {
         !own && before.is_none_or(|at| at.elapsed() >= RESTART_AGAIN)
     }
 
+    /// Loads the order's kernel beside the main loop and goes there; if anything fails, through the firmware.
+    fn kexec_later(&self, boot: KexecBoot) {
+        let handover = self.handover.clone();
+        std::thread::spawn(move || {
+            let console = Console::open();
+            match kexec::load(&handover.server, &boot, &mut |text| console.say(text)) {
+                Ok(()) => {
+                    console.say(&format!("kernel of image {} is loaded: goes there", boot.image.short()));
+                    restart("kexec");
+                }
+                Err(e) => {
+                    let why = format!("no kexec, restarts through the firmware: {e:#}");
+                    console.say(&why);
+                    tell_phase(&handover, Phase::Failed, &why);
+                    restart("reboot");
+                }
+            }
+        });
+    }
+
     /// Registers after a pause, beside the main loop.
     fn register_later(&self, registers: &mut Registers, pause: Duration) {
         registers.running = true;
@@ -365,20 +391,20 @@ impl Agent {
             let _ = sender.send(Event::Registered(register::register(&handover)));
         });
     }
+}
 
-    /// Best effort: the timeline of a boot that has not registered.
-    fn tell_phase(&self, phase: Phase, detail: &str) {
-        let report = PhaseReport {
-            mac: self.handover.mac,
-            uuid: None,
-            boot_id: self.handover.boot_id.clone(),
-            image: self.handover.image,
-            phase,
-            detail: detail.chars().take(crate::ledger::message::DETAIL_MAX_BYTES / 4).collect(),
-        };
-        let client = Client::new().timeouts(PHASE_TIMEOUTS);
-        let _ = json::tell(&client, &format!("http://{}/v1/phase", self.handover.server), &report);
-    }
+/// Best effort: the timeline of what no report says.
+fn tell_phase(handover: &Handover, phase: Phase, detail: &str) {
+    let report = PhaseReport {
+        mac: handover.mac,
+        uuid: None,
+        boot_id: handover.boot_id.clone(),
+        image: handover.image,
+        phase,
+        detail: detail.chars().take(crate::ledger::message::DETAIL_MAX_BYTES / 4).collect(),
+    };
+    let client = Client::new().timeouts(PHASE_TIMEOUTS);
+    let _ = json::tell(&client, &format!("http://{}/v1/phase", handover.server), &report);
 }
 
 /// Registers beside the main loop: one at a time.
@@ -409,11 +435,15 @@ fn show(system: &str, outcome: &Outcome) {
     }
 }
 
-/// The system's own restart: every unit is stopped in order, and this agent with them.
-fn restart() {
+/// The system's own restart (`reboot` or `kexec`): every unit is stopped in order, and this agent with
+/// them. A systemd that cannot go to a loaded kernel reboots.
+fn restart(how: &str) {
     let mut line = Command::new("systemctl");
-    if let Err(e) = command::run_ok(line.args(["--no-block", "reboot"]), b"", Duration::from_secs(30)) {
+    if let Err(e) = command::run_ok(line.args(["--no-block", how]), b"", Duration::from_secs(30)) {
         eprintln!("restarting: {e:#}");
+        if how != "reboot" {
+            restart("reboot");
+        }
     }
 }
 

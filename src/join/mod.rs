@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod drain;
+mod kexec;
 pub mod node;
 pub mod renewal;
 pub mod settings;

@@ -56,6 +56,8 @@ pub enum Asked {
     Dhcp,
     Script,
     Boot,
+    /// A running node that its order lets go without the firmware.
+    Kexec,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -129,6 +129,23 @@ impl Disks {
     }
 }
 
+/// How a running node gets to the boot of its order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// Through its firmware, like every other boot.
+    #[default]
+    Reboot,
+    /// Straight into the order's kernel.
+    Kexec,
+}
+
+impl Via {
+    pub fn is_reboot(&self) -> bool {
+        *self == Via::Reboot
+    }
+}
+
 /// Where this node's state lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "kind")]
@@ -321,6 +338,18 @@ pub struct ReportAnswer {
     /// What is to become of its guests; `None`: nothing was said, or all is as before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainTask>,
+    /// Into this, if it can be done without the firmware.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kexec: Option<KexecBoot>,
+}
+
+/// A boot from the running system, as the boot script would start it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KexecBoot {
+    /// Its manifest names kernel and initramfs.
+    pub image: ImageId,
+    /// The kernel's arguments.
+    pub cmdline: String,
 }
 
 /// A step to be run here for `node`, which wants to join or was removed; its end is told with [`DoneRequest`].

@@ -2,7 +2,7 @@
 //! only; [`super::decide`] decides.
 
 use super::event::UsedImage;
-use super::message::{Disk, Disks};
+use super::message::{Disk, Disks, Via};
 use serde::{Deserialize, Serialize};
 
 /// As it was given.
@@ -14,6 +14,9 @@ pub struct Order {
     /// What the node boots under it, and goes on to boot after it.
     pub image: UsedImage,
     pub disks: Disks,
+    /// If the node lives.
+    #[serde(default, skip_serializing_if = "Via::is_reboot")]
+    pub via: Via,
     /// Wall clock of the server, Unix milliseconds: void from then on, unless it is under way.
     pub expires_ms: u64,
     /// Whose word it is; for people.

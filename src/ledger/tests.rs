@@ -80,6 +80,8 @@ fn the_golden_log_of_version_3_folds_to_what_it_always_did() {
     let old = &state.machines[&"52:54:00:00:00:02".parse::<Mac>().unwrap()];
     assert!(old.approved.is_none() && two.approved);
     assert_eq!(two.report.as_ref().unwrap().systems[0].guests, ["web"]);
+    let attempts = &state.node("infra3").attempts;
+    assert_eq!((attempts.count, attempts.retry, &attempts.pause, state.paused.len()), (2, true, &None, 0));
     assert!(state.node("infra3").session.is_none() && state.cluster.formation("galera").members.is_empty());
 }
 

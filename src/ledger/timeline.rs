@@ -70,7 +70,8 @@ pub fn line(event: &Event) -> String {
             let (id, node, image, disks) = (&order.id, &order.node, &order.image, order.disks.word());
             let (image, by) = (image.id.short(), if order.giver.is_empty() { "the operator" } else { &order.giver });
             let until = utc(order.expires_ms);
-            format!("order {id}: {node} is reimaged with {image}, disks {disks}, until {until}, by {by}{force}")
+            let via = if order.via.is_reboot() { "" } else { " by kexec" };
+            format!("order {id}: {node} is reimaged{via} with {image}, disks {disks}, until {until}, by {by}{force}")
         }
         Event::OrderRefused { wanted, reason, .. } => format!("{wanted} refused: {reason}"),
         Event::OrderBooted { order, .. } => format!("boots by order {order}"),
@@ -128,6 +129,7 @@ pub(super) fn asked_word(asked: Asked) -> &'static str {
         Asked::Dhcp => "dhcp",
         Asked::Script => "script",
         Asked::Boot => "boot",
+        Asked::Kexec => "kexec",
     }
 }
 

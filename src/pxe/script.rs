@@ -40,8 +40,8 @@ pub struct Boot<'a> {
     pub answer: u64,
 }
 
-/// The script that boots an image, or why there is none.
-pub fn boot(place: &Place, boot: &Boot) -> Result<String, String> {
+/// The kernel's arguments of a boot, or why they cannot be given.
+pub fn arguments(place: &Place, boot: &Boot) -> Result<String, String> {
     let subnet = boot.management.subnet.ok_or("network.management has no subnet; add one to the site")?;
     let gateway = boot.management.gateway.map(|g| g.to_string()).unwrap_or_default();
     let mut arguments = vec![
@@ -56,6 +56,12 @@ pub fn boot(place: &Place, boot: &Boot) -> Result<String, String> {
     if let Some(bad) = arguments.iter().find(|a| !is_kernel_argument(a)) {
         return Err(format!("kernel argument {bad:?} cannot stand in a boot script"));
     }
+    Ok(arguments.join(" "))
+}
+
+/// The script that boots an image, or why there is none.
+pub fn boot(place: &Place, boot: &Boot) -> Result<String, String> {
+    let arguments = arguments(place, boot)?;
     Ok(fill(
         BOOT,
         &[
@@ -64,7 +70,7 @@ pub fn boot(place: &Place, boot: &Boot) -> Result<String, String> {
             ("base", &format!("http://{}/blobs/sha256", place.server)),
             ("kernel", &boot.image.kernel.hex()),
             ("initramfs", &boot.image.initramfs.hex()),
-            ("arguments", &arguments.join(" ")),
+            ("arguments", &arguments),
             ("script", &url(place)),
         ],
     ))

@@ -2,6 +2,7 @@
 //! our own.
 
 use super::*;
+use kiln::ledger::event::Asked;
 use kiln::recipe::system::{Clustered, Dark, Formation, FormationKind};
 
 fn says(phase: Phase, order: Option<&str>) -> Report {
@@ -130,6 +131,36 @@ fn an_order_is_taken_back_or_ended_by_time_and_waited_for() {
     is(&place, &["node", "reimage", "test2", "--guests", "keep"], 2, &["stop, lose"]);
     is(&place, &["node", "reimage", "test2", "--guests", "migrate"], 2, &["is not built", "--guests stop or lose"]);
     is(&place, &["node", "rm", "test2", "--guests", "stop"], 2, &["a node that is off", "--guests lose"]);
+}
+
+#[test]
+fn a_live_node_is_told_the_kernel_that_its_script_would_start() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    server.script();
+    let node = Node::new(1);
+    let BootAnswer::Go(go) = node.boot(&server, place.id) else { panic!("held") };
+    let answer = node.register(&server, place.id, go.credential).unwrap();
+    let identity = node.identity(&answer.certificate);
+    let told = || server.say::<ReportAnswer>("/v1/report", &says(Phase::Ready, None), Some(&identity)).unwrap();
+    let id = order_in(&is(&place, &["node", "reimage", "test1"], 0, &["test1 is reimaged with"]));
+    assert_eq!((told().restart, told().kexec), (Some(id.clone()), None), "through its firmware");
+    is(&place, &["node", "cancel", &id], 0, &[]);
+    is(&place, &["node", "reimage", "test1", "--via", "kexec"], 0, &["test1 is reimaged by kexec with"]);
+    is(&place, &["node", "show", "test1"], 0, &["disks kept, by kexec"]);
+    let boot = told().kexec.expect("a kernel");
+    assert_eq!((boot.image, told().kexec.as_ref()), (place.id, Some(&boot)), "asked again, the same");
+    let answers = place.events().into_iter().filter(|r| matches!(r.event, Event::Answered { asked: Asked::Kexec, .. }));
+    let answers: Vec<u64> = answers.map(|r| r.rev).collect();
+    assert_eq!(answers.len(), 1);
+    assert!(boot.cmdline.contains(&format!("kiln.answer={} ", answers[0])), "{}", boot.cmdline);
+    let (_, script) = server.script();
+    let line = script.lines().find_map(|l| l.strip_prefix("kernel ")?.strip_suffix(" || goto pause")).unwrap();
+    let alike = |text: &str| -> Vec<String> {
+        text.split(' ').filter(|a| !a.starts_with("kiln.answer=")).map(String::from).collect()
+    };
+    assert_eq!(alike(line.split_once("initrd=initrd ").unwrap().1), alike(&boot.cmdline));
+    is(&place, &["explain", "test1", "--answer", &answers[0].to_string()], 0, &["kexec asked by", "rule order"]);
 }
 
 #[test]

@@ -19,7 +19,9 @@ use kiln::ledger::answer;
 use kiln::ledger::decide::Boot;
 use kiln::ledger::decide::breaker::PAUSE_MAX_SECS;
 use kiln::ledger::event::UsedImage;
-use kiln::ledger::message::{BLANK, BootRequest, Data, Disk, DiskRequest, Disks, Report, SESSION_DEAD_SECS, Verdict};
+use kiln::ledger::message::{
+    BLANK, BootRequest, Data, Disk, DiskRequest, Disks, Phase, PhaseReport, Report, SESSION_DEAD_SECS, Verdict,
+};
 use kiln::ledger::state::State;
 use kiln::ledger::{Command, Event, Refusal};
 use kiln::recipe::System;
@@ -271,13 +273,17 @@ impl World {
         let found = if self.machines[n].blank { BLANK } else { "a state disk" };
         let request = DiskRequest {
             node: name,
-            boot_id,
+            boot_id: boot_id.clone(),
             credential: go.credential,
             disk: Disk { name: "vda".into(), serial: Some("S".into()), wwn: None, size: 1 },
             found: found.into(),
         };
         let begin = Command::Begin { order: order.id.clone(), request, source };
-        if self.server.command(&begin, now).is_err() {
+        if let Err(refusal) = self.server.command(&begin, now) {
+            // It shows why and asks again in the same boot; here the next try is another one.
+            let (phase, detail) = (Phase::Held, refusal.reason);
+            let report = PhaseReport { mac: entry.macs[0], uuid: None, boot_id, image: Digest([7; 32]), phase, detail };
+            let _ = self.server.command(&Command::Phase { report }, now);
             return false;
         }
         if cut == Some(Cut::Granted) {

@@ -94,7 +94,7 @@ impl Shared {
                         let _ = events.send(Event::StandDown(answer.stand_down));
                     }
                     if let Some(order) = answer.restart {
-                        let _ = events.send(Event::Restart(order));
+                        let _ = events.send(Event::Restart(order, answer.kexec));
                     }
                     if drain != answer.drain {
                         drain.clone_from(&answer.drain);

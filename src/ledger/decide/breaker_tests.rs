@@ -31,7 +31,8 @@ fn address(role: &str, i: u8) -> Ipv4Addr {
 
 fn image(clustered: bool) -> UsedImage {
     let formation = Some(Formation { kind: FormationKind::Static, dark: None });
-    let vote = Clustered { name: "vote".into(), formation, cluster_steps: BTreeMap::new(), peer_steps: vec![] };
+    let (cluster_steps, peer_steps, removed_steps) = (BTreeMap::new(), vec![], vec![]);
+    let vote = Clustered { name: "vote".into(), formation, cluster_steps, peer_steps, removed_steps, keeps: None };
     UsedImage {
         id: Digest([1; 32]),
         reference: "zed/infra:1".into(),
@@ -242,7 +243,7 @@ fn the_operators_word_lets_a_node_boot_at_once() {
     let reimage = |w: &mut World| {
         let risk = Risk { giver: "ada".into(), ..Risk::default() };
         let (id, node, expires_ms) = ("0a1b2c3d".into(), "compute1".into(), 9);
-        let asked = Reimage { id, node, image: None, disks: Disks::Keep, expires_ms, risk };
+        let asked = Reimage { id, node, image: None, disks: Disks::Keep, via: Via::Reboot, expires_ms, risk };
         w.run(Command::Reimage(Box::new(asked))).unwrap();
     };
     type Word = Box<dyn Fn(&mut World)>;

@@ -37,7 +37,7 @@ pub use step::{forgetting, peers};
 use super::event::{Asked, Event, UsedImage};
 use super::live::Live;
 use super::message::{
-    BootRequest, ClaimRequest, DiskRequest, Disks, DoneRequest, PhaseReport, RegisterRequest, Report,
+    BootRequest, ClaimRequest, DiskRequest, Disks, DoneRequest, PhaseReport, RegisterRequest, Report, Via,
 };
 use super::rollout::PackageChange;
 use super::state::{NodeState, State};
@@ -195,6 +195,7 @@ pub struct Reimage {
     /// `None`: what the node boots anyway.
     pub image: Option<ChosenImage>,
     pub disks: Disks,
+    pub via: Via,
     /// Wall clock, Unix milliseconds.
     pub expires_ms: u64,
     pub risk: Risk,

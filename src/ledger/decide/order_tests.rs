@@ -186,6 +186,7 @@ impl World {
             node: node.into(),
             image: None,
             disks,
+            via: Via::Reboot,
             expires_ms,
             risk,
         })))
@@ -626,6 +627,7 @@ fn data_without_a_lineage_have_a_last_copy_too() {
         node: "n1".into(),
         image: None,
         disks: wipe,
+        via: Via::Reboot,
         expires_ms: WALL,
         risk: forced(),
     };
@@ -648,6 +650,7 @@ fn a_second_order_waits_for_the_first_and_two_nodes_are_not_lost_at_once() {
             node: node.into(),
             image: None,
             disks: Disks::Keep,
+            via: Via::Reboot,
             expires_ms: WALL,
             risk: risk(),
         };
@@ -666,7 +669,7 @@ fn a_second_order_waits_for_the_first_and_two_nodes_are_not_lost_at_once() {
     // A wrong call is no refusal of the gate.
     let bad = |w: &mut World, id: &str, node: &str, risk| {
         let (id, node) = (id.to_string(), node.to_string());
-        let order = Reimage { id, node, image: None, disks: Disks::Keep, expires_ms: WALL, risk };
+        let order = Reimage { id, node, image: None, disks: Disks::Keep, via: Via::Reboot, expires_ms: WALL, risk };
         w.run(Command::Reimage(Box::new(order))).unwrap_err().why
     };
     assert_eq!(bad(&mut w, "x", "n1", risk()), Why::Invalid);
@@ -817,6 +820,7 @@ fn an_order_for_another_image_is_followed_by_that_image_until_the_role_gets_one(
         node: "n1".into(),
         image: Some(ChosenImage { image: image(number), release: "zed".into(), role: role.into() }),
         disks: Disks::Keep,
+        via: Via::Reboot,
         expires_ms: WALL,
         risk: risk(),
     };
@@ -972,6 +976,7 @@ fn what_was_said_before_says_nothing_of_a_later_order() {
             node: "n1".into(),
             image: None,
             disks: Disks::Wipe,
+            via: Via::Reboot,
             expires_ms: WALL + 1000,
             risk: risk(),
         };
@@ -1012,6 +1017,7 @@ fn what_was_said_before_says_nothing_of_a_later_order() {
         node: "n1".into(),
         image: None,
         disks: Disks::Wipe,
+        via: Via::Reboot,
         expires_ms: WALL + 1000,
         risk: risk(),
     };
@@ -1071,6 +1077,7 @@ fn a_decision_at_ten_thousand_nodes_is_quick() {
         node: "n1".into(),
         image: None,
         disks: Disks::Wipe,
+        via: Via::Reboot,
         expires_ms: WALL,
         risk: risk(),
     }));

@@ -61,6 +61,7 @@ pub(super) fn give(state: &State, live: &Live, asked: &Reimage, now_ms: u64) -> 
         node: asked.node.clone(),
         image,
         disks: asked.disks,
+        via: asked.via,
         expires_ms: asked.expires_ms,
         giver: text::word(&risk.giver),
         force: risk.force.as_deref().map(|f| text::clean(f, 200)),

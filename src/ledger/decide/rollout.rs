@@ -7,7 +7,7 @@ use super::{gate, orders};
 use crate::image::id::Digest;
 use crate::ledger::event::Event;
 use crate::ledger::live::Live;
-use crate::ledger::message::Disks;
+use crate::ledger::message::{Disks, Via};
 use crate::ledger::order::{End, Order};
 use crate::ledger::rollout::{PackageChange, Rollout, RolloutState};
 use crate::ledger::state::State;
@@ -162,6 +162,7 @@ pub(super) fn advance(state: &State, live: &Live, wall_ms: u64, now_ms: u64) -> 
                 node,
                 image: rollout.image.clone(),
                 disks: Disks::Keep,
+                via: Via::Reboot,
                 expires_ms: wall_ms.saturating_add(ORDER_MS),
                 giver: format!("rollout {} of {}", rollout.id, rollout.giver),
                 force: None,

@@ -2,7 +2,7 @@
 
 use crate::ledger::decide::{self, MachineId, Risk};
 use crate::ledger::event::Asked;
-use crate::ledger::message::{Disks, Phase, SystemReport};
+use crate::ledger::message::{Disks, Phase, SystemReport, Via};
 use crate::ledger::order::End;
 use crate::ledger::state::{Keeps, State};
 use crate::ledger::{Live, breaker, timeline};
@@ -26,7 +26,7 @@ pub enum Request {
     Form,
     Adopt,
     Recover { system: String, from: String, accept_loss: bool },
-    Reimage { node: String, image: Option<String>, disks: Disks, expires_secs: u64, risk: Risk },
+    Reimage { node: String, image: Option<String>, disks: Disks, via: Via, expires_secs: u64, risk: Risk },
     Cancel { order: String, failed: bool },
     Replace { node: String, macs: Vec<Mac>, disk: Option<DiskMatch>, risk: Risk },
     Remove { node: String, risk: Risk },
@@ -154,6 +154,8 @@ pub struct OrderLine {
     pub id: String,
     pub image: String,
     pub disks: Disks,
+    #[serde(default)]
+    pub via: Via,
     pub giver: String,
     /// UTC; void from then on, unless it is under way.
     pub until: String,
@@ -329,6 +331,7 @@ pub fn order_line(state: &State, live: &Live, name: &str, now_ms: u64) -> Option
         id: given.id.clone(),
         image: given.image.id.short(),
         disks: given.disks,
+        via: given.via,
         giver: given.giver.clone(),
         until: timeline::utc(given.expires_ms),
         force: given.force.clone(),
@@ -388,7 +391,7 @@ pub fn phase(state: &State, name: &str) -> Option<(Phase, String)> {
             (Asked::Dhcp, a) => Some((a.rev, Phase::Dhcp, a.answer.clone())),
             (_, a) if a.answer.starts_with("hold") => Some((a.rev, Phase::Held, a.answer.clone())),
             (Asked::Script, a) => Some((a.rev, Phase::Script, a.answer.clone())),
-            (Asked::Boot, _) => None,
+            (Asked::Boot | Asked::Kexec, _) => None,
         });
     }
     steps.into_iter().max_by_key(|(rev, ..)| *rev).map(|(_, phase, detail)| (phase, detail))

@@ -5,13 +5,16 @@ use super::certificate::{Authority, Identity};
 use super::csr;
 use crate::image::id::Digest;
 use crate::ledger::answer;
-use crate::ledger::decide::{self, Boot, Command, Issued, Shown, Why};
+use crate::ledger::decide::{self, Answer, Boot, Command, Issued, Shown, Why};
+use crate::ledger::event::Asked;
 use crate::ledger::message::{
-    BootAnswer, BootRequest, ClaimRequest, DiskAnswer, DiskRequest, DoneAnswer, DoneRequest, Refusal, RegisterAnswer,
-    RegisterRequest, Report, ReportAnswer,
+    BootAnswer, BootRequest, ClaimRequest, DiskAnswer, DiskRequest, DoneAnswer, DoneRequest, KexecBoot, Refusal,
+    RegisterAnswer, RegisterRequest, Report, ReportAnswer, Via,
 };
+use crate::ledger::state::State;
 use crate::ledger::writer::{Ledger, SubmitError};
 use crate::pxe::counters::Counters;
+use crate::pxe::script::{self, Place};
 use crate::site::{Mac, view};
 use crate::sys::clock;
 use anyhow::{Context, Result};
@@ -24,7 +27,7 @@ use rustls::server::WebPkiClientVerifier;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -59,6 +62,10 @@ pub struct Api {
     pub leased: Leased,
     /// This server answers DHCP itself.
     pub authoritative: bool,
+    /// What a kernel's arguments say of this server.
+    pub http_port: u16,
+    pub tls_port: u16,
+    pub pin: Digest,
     /// Credentials are made from it and from the boot, so that the same boot gets the same one.
     pub credential_key: [u8; 32],
     pub counters: Arc<Counters>,
@@ -114,6 +121,7 @@ async fn connection(
     source: Ipv4Addr,
 ) -> Result<(), &'static str> {
     let _ = stream.set_nodelay(true);
+    let from = Ends { source, reached: stream.local_addr().map_err(|_| "reset")? };
     let tls = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await.map_err(|_| "handshake-time-out")?;
     let tls = tls.map_err(|_| "handshake")?;
     // The handshake has checked that our authority signed it.
@@ -122,7 +130,7 @@ async fn connection(
     let service = service_fn(move |request| {
         let api = api.clone();
         let peer = peer.clone();
-        async move { Ok::<_, std::convert::Infallible>(respond(&api, source, peer, request).await) }
+        async move { Ok::<_, std::convert::Infallible>(respond(&api, from, peer, request).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -146,13 +154,21 @@ fn certificate_names(der: &[u8]) -> Option<Shown> {
     super::certificate::names(der).map(|(node, generation)| Shown { node, generation })
 }
 
-async fn respond(api: &Api, source: Ipv4Addr, peer: Option<Peer>, request: Request<Incoming>) -> Reply {
-    let answered = timeout(REQUEST_TIMEOUT, dispatch(api, source, peer, request)).await;
+/// Both ends of a connection.
+#[derive(Clone, Copy)]
+struct Ends {
+    source: Ipv4Addr,
+    /// The address of ours.
+    reached: SocketAddr,
+}
+
+async fn respond(api: &Api, from: Ends, peer: Option<Peer>, request: Request<Incoming>) -> Reply {
+    let answered = timeout(REQUEST_TIMEOUT, dispatch(api, from, peer, request)).await;
     let reply = answered.unwrap_or_else(|_| Err(Failed(503, "the server is busy".into())));
     reply.unwrap_or_else(|Failed(status, error)| {
         api.counters.add("tls_refused", if status >= 500 { "unavailable" } else { "refused" });
         if status >= 500 {
-            api.ledger.submit_quietly(Command::Failed { source });
+            api.ledger.submit_quietly(Command::Failed { source: from.source });
         }
         json(status, &Refusal { error })
     })
@@ -174,12 +190,8 @@ impl From<SubmitError> for Failed {
     }
 }
 
-async fn dispatch(
-    api: &Api,
-    source: Ipv4Addr,
-    peer: Option<Peer>,
-    request: Request<Incoming>,
-) -> Result<Reply, Failed> {
+async fn dispatch(api: &Api, from: Ends, peer: Option<Peer>, request: Request<Incoming>) -> Result<Reply, Failed> {
+    let source = from.source;
     let path = format!("/{}", request.uri().path().trim_matches('/'));
     let order = path.strip_prefix("/v1/orders/").and_then(|rest| rest.strip_suffix("/begin"));
     const ROUTES: [&str; 6] = ["/v1/boot", "/v1/disk", "/v1/register", "/v1/report", "/v1/claim", "/v1/done"];
@@ -199,7 +211,7 @@ async fn dispatch(
         "/v1/register" => register(api, source, peer.and_then(|p| p.shown), read(request).await?).await,
         "/v1/claim" => claim(api, known(peer)?, read(request).await?).await,
         "/v1/done" => done(api, known(peer)?, read(request).await?).await,
-        _ => report(api, known(peer)?, read(request).await?).await,
+        _ => report(api, from, known(peer)?, read(request).await?).await,
     }
 }
 
@@ -325,7 +337,7 @@ async fn register(
     Err(Failed(409, "registers of this node overtake each other; try again".into()))
 }
 
-async fn report(api: &Api, fingerprint: Digest, report: Report) -> Result<Reply, Failed> {
+async fn report(api: &Api, from: Ends, fingerprint: Digest, report: Report) -> Result<Reply, Failed> {
     let outcome = api.ledger.submit(Command::Report { fingerprint, report }).await?;
     let now = &outcome.snapshot;
     let name = now.state.by_fingerprint(&fingerprint).map(|(name, _)| name.as_str()).unwrap_or_default();
@@ -333,7 +345,41 @@ async fn report(api: &Api, fingerprint: Digest, report: Report) -> Result<Reply,
     let stand_down = decide::stand_down(&now.state, &now.live, name, clock::monotonic_ms());
     let restart = decide::restart(&now.state, &now.live, name, clock::monotonic_ms()).and_then(|r| r.ok());
     let drain = now.state.nodes.get(name).and_then(|known| decide::drain_task(known));
-    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms(), peers, stand_down, restart, drain }))
+    let kexec = if restart.is_some() { kexec(api, from, &now.state, name).await } else { None };
+    Ok(json(200, &ReportAnswer { now_ms: clock::now_ms(), peers, stand_down, restart, kexec, drain }))
+}
+
+/// The boot of the node's order, if it goes there without its firmware: recorded like a script's.
+async fn kexec(api: &Api, from: Ends, state: &State, name: &str) -> Option<KexecBoot> {
+    let known = state.nodes.get(name)?;
+    let order = &known.open_order().filter(|o| o.order.via == Via::Kexec)?.order;
+    let (mac, image) = (known.session.as_ref()?.mac, &order.image);
+    let answer = Answer {
+        mac,
+        node: Some(name.to_string()),
+        asked: Asked::Kexec,
+        address: Some(from.source),
+        facts: BTreeMap::from([("order".to_string(), order.id.clone())]),
+        rule: "order".into(),
+        answer: format!("boot image {}", image.id.short()),
+        image: Some(image.id),
+    };
+    let recorded = api.ledger.submit(Command::Answer(Box::new(answer))).await.ok()?;
+    let last = recorded.snapshot.state.machines.get(&mac)?.answers.get(&Asked::Kexec)?.rev;
+    let server = SocketAddr::new(from.reached.ip().to_canonical(), api.http_port);
+    let place = Place { server, mac, uuid: None, architecture: None };
+    let boot = script::Boot {
+        node: state.site_node(name)?,
+        image,
+        management: &state.site.as_ref()?.management,
+        address: from.source,
+        tls_port: api.tls_port,
+        pin: api.pin,
+        answer: last,
+    };
+    // A script would hold the node with the reason; a restart through the firmware shows it there.
+    let cmdline = script::arguments(&place, &boot).ok()?;
+    Some(KexecBoot { image: image.id, cmdline })
 }
 
 /// What was decided is folded by now; asked again, the same question gets the same answer.
