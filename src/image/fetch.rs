@@ -57,8 +57,20 @@ impl Source {
 
     /// The manifest of an image that runs already: who signed it was asked before it was booted.
     pub fn running(&self, id: ImageId) -> Result<Image> {
-        let manifest = sign::payload(&self.envelope(id)?).map_err(anyhow::Error::msg);
-        named(&manifest.context("reading the manifest")?, id)
+        Ok(self.signed(id)?.1)
+    }
+
+    /// The same with the envelope that it came in, for whoever checks the signature later.
+    pub fn signed(&self, id: ImageId) -> Result<(Envelope, Image)> {
+        let envelope = self.envelope(id)?;
+        let manifest = sign::payload(&envelope).map_err(anyhow::Error::msg).context("reading the manifest")?;
+        let image = named(&manifest, id)?;
+        Ok((envelope, image))
+    }
+
+    /// Kernel and initramfs in `folder`, each as [`Source::blob`] fetches it.
+    pub fn boot_files(&self, image: &Image, folder: &Path, say: &mut dyn FnMut(&str)) -> Result<(PathBuf, PathBuf)> {
+        Ok((self.blob(image.kernel(), folder, say)?, self.blob(image.initramfs(), folder, say)?))
     }
 
     fn envelope(&self, id: ImageId) -> Result<Envelope> {

@@ -23,7 +23,7 @@ use crate::ledger::message::{
 };
 use crate::sys::clock::{self, growing_pause, monotonic_ms};
 use crate::sys::console::Console;
-use crate::sys::http::{Client, Timeouts};
+use crate::sys::http::{Client, Timeouts, is_silence};
 use crate::sys::{command, files, json};
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
@@ -160,7 +160,7 @@ impl Agent {
                 self.place(&new)?;
                 Ok((new, true))
             }
-            Err(e) if patient && register::is_silence(&e) => {
+            Err(e) if patient && is_silence(&e) => {
                 let Some(kept) = register::kept(&self.handover) else { return Err(e) };
                 self.console.say(&format!("the server is silent ({e:#}): going on with what it said before"));
                 self.place(&kept)?;

@@ -94,6 +94,12 @@ pub fn status_of(error: &anyhow::Error) -> Option<u16> {
     error.chain().find_map(|e| e.downcast_ref::<StatusError>()).map(|e| e.status)
 }
 
+/// Whether an error says that nobody answered, or that the server cannot, rather than that the answer
+/// was no.
+pub fn is_silence(error: &anyhow::Error) -> bool {
+    status_of(error).is_none_or(|status| status >= 500)
+}
+
 /// What [`Client::download`] fetches.
 pub struct Get<'a> {
     pub url: &'a str,

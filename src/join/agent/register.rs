@@ -55,12 +55,6 @@ pub fn kept(handover: &Handover) -> Option<Registration> {
     serde_json::from_slice(&files::read_bounded(&path, KEPT_MAX_BYTES).ok()?).ok()
 }
 
-/// Whether an error says that nobody answered, or that the server cannot, rather than that the answer
-/// was no.
-pub fn is_silence(error: &anyhow::Error) -> bool {
-    status_of(error).is_none_or(|status| status >= 500)
-}
-
 /// Registers once and keeps the answer. The same boot may do it again: it stays one generation.
 pub fn register(handover: &Handover) -> Result<Registration> {
     let before = earlier(handover).or_else(|| kept(handover));
