@@ -193,6 +193,8 @@ impl Boot {
             boot_id: self.machine.boot_id.clone(),
             image: cmdline.image,
             state_dir: matches!(go.state, StateOrder::Disk { .. }).then(|| STATE_DIR.to_string()),
+            boot_disk: None, // a container has no firmware that could read it
+            plain: false,
             go,
         }
     }

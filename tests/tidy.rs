@@ -58,6 +58,7 @@ const STARRED: &[&str] = &[
     "netroot/network.rs",
     "netroot/modules.rs",
     "netroot/disk.rs",
+    "netroot/kept.rs",
     "netroot/state.rs",
     "join/agent.rs",
     "join/agent/*",

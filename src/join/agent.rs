@@ -2,6 +2,7 @@
 //! order, reports. What runs goes on when the server or this program is gone; an agent that is
 //! restarted goes on where it was, in the same generation.
 
+mod keep;
 mod link;
 mod place;
 mod register;
@@ -131,7 +132,7 @@ impl Agent {
         let (mut failures, mut said) = (0, String::new());
         let began = Instant::now();
         loop {
-            let error = match self.try_enter(began.elapsed() >= OFFLINE_AFTER) {
+            let error = match self.try_enter(self.handover.plain || began.elapsed() >= OFFLINE_AFTER) {
                 Ok(entered) => return Some(entered),
                 Err(e) => format!("{e:#}"),
             };
@@ -219,6 +220,7 @@ impl Agent {
             if last_phase == Phase::Ready && !brings {
                 brings = true;
                 repositories::bring_later(&self.role, &self.handover);
+                keep::later(&self.handover);
             }
             let now = monotonic_ms();
             if !registers.running && registers.renewal.wait(now).is_zero() {

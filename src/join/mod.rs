@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod drain;
+pub mod keeping;
 mod kexec;
 pub mod node;
 pub mod renewal;

@@ -457,6 +457,23 @@ pub struct Handover {
     pub go: BootGo,
     /// Where the state disk is mounted in the role, or `None` when volatile.
     pub state_dir: Option<String>,
+    /// The state disk, if it has room for boot files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_disk: Option<BootDisk>,
+    /// The server was silent: this boot goes by what an earlier one kept on the state disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
+}
+
+/// A state disk that a machine can boot from, as this boot's kernel names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootDisk {
+    /// Such as `/dev/vda`.
+    pub device: String,
+    /// Its EFI system partition, such as `/dev/vda2`.
+    pub efi: String,
+    /// GUID of its state partition: on the kernel command line of a boot from it.
+    pub id: String,
 }
 
 /// Where [`Handover`] lies.

@@ -11,6 +11,7 @@ pub mod decide;
 pub mod event;
 pub mod explain;
 pub mod identify;
+pub mod kept;
 pub mod live;
 pub mod log;
 pub mod message;

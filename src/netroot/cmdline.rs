@@ -2,6 +2,7 @@
 //! address. Nothing in it is secret. Words of others are left alone.
 
 use crate::image::id::{Digest, ImageId};
+use crate::ledger::kept::DISK_ARGUMENT;
 use crate::site::Mac;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -18,6 +19,8 @@ pub struct Cmdline {
     pub ip: Ip,
     /// Id of the boot script's answer; empty when absent.
     pub answer: String,
+    /// This boot came from the state disk whose partition has this GUID, not from the server.
+    pub disk: Option<String>,
 }
 
 /// The address that iPXE's lease gave, and the card that it belongs to.
@@ -51,9 +54,10 @@ pub fn parse(text: &str) -> Result<Cmdline, Vec<String>> {
     let pin = field(text, "kiln.pin", "sha256 HEX", &mut problems, str::parse::<Digest>);
     let ip = field(text, "kiln.ip", "ADDRESS/PREFIX,GATEWAY,MAC", &mut problems, parse_ip);
     let answer = word(text, "kiln.answer").unwrap_or_default().to_string();
+    let disk = word(text, DISK_ARGUMENT).map(str::to_ascii_lowercase);
     match (server, tls_port, image, pin, ip) {
         (Some(server), Some(tls_port), Some(image), Some(pin), Some(ip)) => {
-            Ok(Cmdline { server, tls_port, image, pin, ip, answer })
+            Ok(Cmdline { server, tls_port, image, pin, ip, answer, disk })
         }
         _ => Err(problems),
     }
@@ -127,6 +131,9 @@ mod tests {
         assert_eq!((got.ip.address.to_string().as_str(), got.ip.prefix), ("10.0.0.11", 24));
         assert_eq!(got.ip.gateway, Some(Ipv4Addr::new(10, 0, 0, 1)));
         assert_eq!((got.image.hex().as_str(), got.answer.as_str()), (HEX, "a7"));
+        assert_eq!(got.disk, None);
+        let from_disk = line("10.0.0.11/24,,52:54:00:00:00:01").replace("quiet", "quiet kiln.disk=AB-1");
+        assert_eq!(parse(&from_disk).unwrap().disk.as_deref(), Some("ab-1"));
     }
 
     #[test]

@@ -2,16 +2,16 @@
 //! Opens for writing only the one disk that was chosen and granted, and its partition.
 
 use super::Held;
-use super::disk_choice::{self as choice, PROBE_BYTES, Sight, Stamp, Todo};
+use super::disk_choice::{self as choice, PROBE_BYTES, PartKind, Sight, Stamp, Todo};
 use super::mount;
-use crate::ledger::message::{BootGo, Disk, DiskAnswer};
+use crate::ledger::message::{BootDisk, BootGo, Disk, DiskAnswer};
 use crate::site::DiskMatch;
 use crate::sys::{command, files};
 use anyhow::{Context, Result, bail};
 use gpt::disk::LogicalBlockSize;
 use nix::mount::MsFlags;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -31,8 +31,8 @@ const MAKE_TIMEOUT: Duration = Duration::from_secs(600);
 /// A repair reads all metadata.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(3600);
 const POLL: Duration = Duration::from_millis(200);
-/// Partitions start and end on multiples of it.
-const ALIGNMENT_BYTES: u64 = 1 << 20;
+/// An older boot loader's and FAT's heads lie in it.
+const HEAD_BYTES: usize = 1 << 20;
 
 /// Every disk of the machine, by name. Not: memory, optical and floppy drives, volumes on disks.
 pub fn list() -> Result<Vec<Disk>> {
@@ -80,7 +80,8 @@ pub enum Ask<'a> {
 }
 
 /// Mounts this node's state disk at `target`. A blank disk, or any that this boot's order wipes, is
-/// made first, when `ask` says so. What must not go on is [`Held`]; nothing was written then.
+/// made first, when `ask` says so. What must not go on is [`Held`]; nothing was written then. Answers
+/// whether the machine can boot from it.
 pub fn attach(
     go: &BootGo,
     want: &DiskMatch,
@@ -88,7 +89,7 @@ pub fn attach(
     modules: &mut dyn FnMut(),
     ask: &mut dyn FnMut(&Disk, Ask) -> Result<DiskAnswer>,
     say: &mut dyn FnMut(&str),
-) -> Result<()> {
+) -> Result<Option<BootDisk>> {
     let disk = find(want, modules)?;
     let device = Path::new("/dev").join(&disk.name);
     let sector = sector_size(&disk.name);
@@ -121,7 +122,7 @@ pub fn attach(
             make(&disk, &device, sector, go, &seen)?;
         }
     }
-    let partition = wait_partition(&disk.name)?;
+    let partition = wait_partition(&disk.name, STATE)?;
     match peek(&partition) {
         Ok(Some(stamp)) => judge(&disk, &stamp, go)?,
         Ok(None) => {
@@ -131,7 +132,66 @@ pub fn attach(
     }
     mount_state(&partition, target)?;
     say(&format!("state of {} from {}", go.node, partition.display()));
-    Ok(())
+    Ok(boot_disk(&disk, sector).unwrap_or_else(|e| {
+        say(&format!("no boot files are kept: {e:#}")); // that must not stop a boot
+        None
+    }))
+}
+
+/// This node's state disk as it is, if it is there already and not about to be made anew: for reading.
+pub fn own(go: &BootGo, want: &DiskMatch) -> Option<PathBuf> {
+    let disks = list().ok()?;
+    let disk = choice::choose(&disks, want).ok()?;
+    let seen = look(&Path::new("/dev").join(&disk.name), sector_size(&disk.name)).ok()?;
+    let partition = (choice::todo(&seen, go) == Todo::Use).then(|| wait_partition(&disk.name, STATE).ok())??;
+    let stamp = peek(&partition).ok()??;
+    choice::judge_stamp(&stamp, go).is_ok().then_some(partition)
+}
+
+/// The one finished state disk whose state partition has this GUID.
+pub fn by_id(id: &str, modules: &mut dyn FnMut()) -> Result<(Disk, BootDisk, PathBuf)> {
+    let deadline = Instant::now() + DISK_WAIT;
+    loop {
+        modules();
+        let disks = list()?;
+        let same = |disk: &&Disk| {
+            boot_disk(disk, sector_size(&disk.name)).is_ok_and(|found| found.is_some_and(|found| found.id == id))
+        };
+        let found: Vec<&Disk> = disks.iter().filter(same).collect();
+        if let [disk] = found[..] {
+            let sector = sector_size(&disk.name);
+            let seen = look(&Path::new("/dev").join(&disk.name), sector)?;
+            let boot = boot_disk(disk, sector)?.filter(|_| matches!(seen, Sight::State(_)));
+            let boot = boot.ok_or_else(|| Held::new(format!("state disk {} is not finished: {seen:?}", disk.name)))?;
+            return Ok((disk.clone(), boot, wait_partition(&disk.name, STATE)?));
+        }
+        if Instant::now() > deadline {
+            let text = format!("{} disks have the partition {id}; disks: {}", found.len(), choice::list(&disks));
+            return Err(Held::new(text).into());
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// What a machine needs to know to boot from this disk; `None`: it was made without room for that.
+fn boot_disk(disk: &Disk, sector: LogicalBlockSize) -> Result<Option<BootDisk>> {
+    let device = Path::new("/dev").join(&disk.name);
+    let table = gpt::GptConfig::new()
+        .logical_block_size(sector)
+        .open(&device)
+        .with_context(|| format!("reading the partition table of {}", device.display()))?;
+    let (Some(state), Some(efi)) = (table.partitions().get(&STATE), table.partitions().get(&EFI)) else {
+        return Ok(None);
+    };
+    if efi.name != choice::PARTITION_EFI {
+        return Ok(None);
+    }
+    let efi = wait_partition(&disk.name, EFI)?;
+    Ok(Some(BootDisk {
+        device: device.display().to_string(),
+        efi: efi.display().to_string(),
+        id: state.part_guid.to_string(),
+    }))
 }
 
 fn allowed(disk: &Disk, answer: &DiskAnswer) -> Result<()> {
@@ -147,7 +207,7 @@ fn not_anothers(disk: &Disk, seen: &Sight, go: &BootGo) -> Result<()> {
     if !matches!(seen, Sight::State(_)) {
         return Ok(());
     }
-    match wait_partition(&disk.name).and_then(|partition| peek(&partition)) {
+    match wait_partition(&disk.name, STATE).and_then(|partition| peek(&partition)) {
         Ok(Some(stamp)) => judge(disk, &stamp, go),
         Ok(None) | Err(_) => Ok(()),
     }
@@ -157,13 +217,19 @@ fn judge(disk: &Disk, stamp: &Stamp, go: &BootGo) -> Result<()> {
     choice::judge_stamp(stamp, go).map_err(|why| Held::new(format!("state disk {}: {why}", disk.name)).into())
 }
 
-/// The stamp of a partition, read without changing one byte of it: it may be another's.
+/// The stamp of a partition: it may be another's.
 fn peek(partition: &Path) -> Result<Option<Stamp>> {
+    peek_with(partition, read_stamp)
+}
+
+/// What `read` finds on a partition's file system, without one byte of it changed: what a journal holds
+/// back is not seen.
+pub fn peek_with<T>(partition: &Path, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let target = Path::new(mount::RUN).join("state-new");
     mount::mount_at(&partition.display().to_string(), &target, "ext4", MsFlags::MS_RDONLY, "noload")?;
-    let stamp = read_stamp(&target);
+    let found = read(&target);
     mount::unmount_below(&target);
-    stamp
+    found
 }
 
 fn find(want: &DiskMatch, modules: &mut dyn FnMut()) -> Result<Disk> {
@@ -207,7 +273,8 @@ pub fn look(device: &Path, sector: LogicalBlockSize) -> Result<Sight> {
     Ok(choice::sight(&head, &tail, names.as_deref()))
 }
 
-/// Writes a GPT with one partition over the whole disk and syncs it.
+/// Writes a GPT with the partitions of [`choice::layout`] over the whole disk and syncs it; what an older
+/// one had to boot from is gone then.
 pub fn write_table(device: &Path, sector: LogicalBlockSize, name: &str) -> Result<()> {
     let writing = || format!("writing a partition table to {}", device.display());
     let mut file = OpenOptions::new().read(true).write(true).open(device).with_context(writing)?;
@@ -220,16 +287,29 @@ pub fn write_table(device: &Path, sector: LogicalBlockSize, name: &str) -> Resul
         .logical_block_size(sector)
         .create_from_device(file, None)
         .with_context(writing)?;
-    let align = ALIGNMENT_BYTES / sector.as_u64();
-    let end = (table.header().last_usable + 1) / align * align;
-    let length = end.checked_sub(align).filter(|l| *l > 0).context("disk is too small for a partition")?;
-    table.add_partition_at(name, 1, align, length, gpt::partition_types::LINUX_FS, 0).with_context(writing)?;
-    table.write().with_context(writing)?.sync_all().with_context(writing)
+    let end = (table.header().last_usable + 1) * sector.as_u64();
+    let parts = choice::layout(size, end, name).map_err(anyhow::Error::msg).with_context(writing)?;
+    for part in &parts {
+        let (start, length) = (part.start / sector.as_u64(), part.length / sector.as_u64());
+        let kind = match part.kind {
+            PartKind::Bios => gpt::partition_types::BIOS,
+            PartKind::Efi => gpt::partition_types::EFI,
+            PartKind::State => gpt::partition_types::LINUX_FS,
+        };
+        table.add_partition_at(&part.name, part.number, start, length, kind, 0).with_context(writing)?;
+    }
+    let mut file = table.write().with_context(writing)?;
+    file.sync_all().with_context(writing)?;
+    for part in parts.iter().filter(|p| p.kind != PartKind::State) {
+        file.seek(SeekFrom::Start(part.start)).with_context(writing)?;
+        file.write_all(&vec![0; HEAD_BYTES]).with_context(writing)?;
+    }
+    file.sync_all().with_context(writing)
 }
 
-/// Gives the one partition another name, in both copies of the table, and syncs.
+/// Gives the state partition another name, in both copies of the table, and syncs.
 pub fn rename_partition(device: &Path, sector: LogicalBlockSize, name: &str) -> Result<()> {
-    let renaming = || format!("renaming the partition of {}", device.display());
+    let renaming = || format!("renaming the state partition of {}", device.display());
     let file = OpenOptions::new().read(true).write(true).open(device).with_context(renaming)?;
     let mut table = gpt::GptConfig::new()
         .writable(true)
@@ -238,9 +318,9 @@ pub fn rename_partition(device: &Path, sector: LogicalBlockSize, name: &str) -> 
         .with_context(renaming)?;
     let mut partitions = table.take_partitions();
     partitions.retain(|_, p| p.is_used());
-    match partitions.get_mut(&1) {
+    match partitions.get_mut(&STATE) {
         Some(partition) => partition.name = name.into(),
-        None => bail!("{} has no partition 1", device.display()),
+        None => bail!("{} has no partition {STATE}", device.display()),
     }
     table.update_partitions(partitions).with_context(renaming)?;
     table.write().with_context(renaming)?.sync_all().with_context(renaming)
@@ -263,7 +343,7 @@ fn make(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo, seen:
         write_table(device, sector, &choice::names(go).0)?;
     }
     reread_table(device)?;
-    let partition = wait_partition(&disk.name)?;
+    let partition = wait_partition(&disk.name, STATE)?;
     make_file_system(&partition)?;
     let target = Path::new(mount::RUN).join("state-new");
     mount_state(&partition, &target)?;
@@ -277,7 +357,7 @@ fn make(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo, seen:
 /// An unfinished disk that carries this node's stamp already lacks only its name. Another's stamp
 /// holds the node; no stamp: it may be made again.
 fn finish(disk: &Disk, device: &Path, sector: LogicalBlockSize, go: &BootGo) -> Result<bool> {
-    let Ok(partition) = wait_partition(&disk.name) else { return Ok(false) };
+    let Ok(partition) = wait_partition(&disk.name, STATE) else { return Ok(false) };
     let Ok(Some(stamp)) = peek(&partition) else { return Ok(false) };
     judge(disk, &stamp, go)?;
     if !choice::is_made(&stamp, go) {
@@ -308,9 +388,14 @@ pub fn read_stamp(target: &Path) -> Result<Option<Stamp>> {
     Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))?))
 }
 
+/// Mounts a state partition; its journal is replayed.
+pub fn mount_plainly(partition: &Path, target: &Path) -> Result<()> {
+    mount::mount_at(&partition.display().to_string(), target, "ext4", MsFlags::MS_NODEV, "errors=remount-ro")
+}
+
 fn mount_state(partition: &Path, target: &Path) -> Result<()> {
     let source = partition.display().to_string();
-    let mount = || mount::mount_at(&source, target, "ext4", MsFlags::MS_NODEV, "errors=remount-ro");
+    let mount = || mount_plainly(partition, target);
     let Err(first) = mount() else { return Ok(()) };
     // The journal could not bring it back: repair what is safe to repair, then once more.
     let output = in_role("/sbin/e2fsck", &["-p", &source], REPAIR_TIMEOUT)?;
@@ -371,20 +456,25 @@ fn reread_table(device: &Path) -> Result<()> {
     }
 }
 
-/// The device of the disk's first partition, once the kernel shows it.
-fn wait_partition(disk: &str) -> Result<PathBuf> {
+/// Numbers of partitions.
+const STATE: u32 = 1;
+const EFI: u32 = 2;
+
+/// The device of a partition of the disk, once the kernel shows it.
+fn wait_partition(disk: &str, number: u32) -> Result<PathBuf> {
+    let number = number.to_string();
     let deadline = Instant::now() + PARTITION_WAIT;
     loop {
         let entries =
             fs::read_dir(format!("/sys/block/{disk}")).with_context(|| format!("looking for partitions of {disk}"))?;
         for entry in entries.flatten() {
             let device = Path::new("/dev").join(entry.file_name());
-            if text(&entry.path().join("partition")).as_deref() == Some("1") && device.exists() {
+            if text(&entry.path().join("partition")).as_ref() == Some(&number) && device.exists() {
                 return Ok(device);
             }
         }
         if Instant::now() > deadline {
-            bail!("the kernel shows no partition of {disk}");
+            bail!("the kernel shows no partition {number} of {disk}");
         }
         std::thread::sleep(POLL);
     }
@@ -428,8 +518,37 @@ mod tests {
     }
 
     #[test]
+    fn what_an_older_disk_booted_from_is_gone_when_it_is_made_anew() {
+        let sector = LogicalBlockSize::Lb512;
+        let disk = image(choice::BOOT_DISK_MIN_BYTES);
+        write_table(disk.path(), sector, PARTITION).unwrap();
+        let parts = choice::layout(choice::BOOT_DISK_MIN_BYTES, choice::BOOT_DISK_MIN_BYTES - 33 * 512, "").unwrap();
+        let mut file = OpenOptions::new().read(true).write(true).open(disk.path()).unwrap();
+        let mut head = [0; 512];
+        for part in &parts {
+            file.seek(SeekFrom::Start(part.start)).unwrap();
+            file.write_all(b"loader").unwrap();
+        }
+        rename_partition(disk.path(), sector, &format!("{PARTITION} 0a1b2c3d")).unwrap();
+        assert_eq!(look(disk.path(), sector).unwrap(), Sight::State(Some("0a1b2c3d".into())));
+        write_table(disk.path(), sector, PARTITION_UNFINISHED).unwrap();
+        assert_eq!(look(disk.path(), sector).unwrap(), Sight::Unfinished(None));
+        for part in parts {
+            file.seek(SeekFrom::Start(part.start)).unwrap();
+            file.read_exact(&mut head).unwrap();
+            assert_eq!(head.starts_with(b"loader"), part.kind == PartKind::State, "{part:?}");
+        }
+    }
+
+    #[test]
     fn other_tools_read_the_table_that_is_written() {
-        let disk = image(100 << 20);
+        for (bytes, start) in [(100 << 20, "start=        2048"), (choice::BOOT_DISK_MIN_BYTES, "start=     1052672")] {
+            other_tools_read(bytes, start);
+        }
+    }
+
+    fn other_tools_read(bytes: u64, start: &str) {
+        let disk = image(bytes);
         write_table(disk.path(), LogicalBlockSize::Lb512, PARTITION).unwrap();
         let second = Duration::from_secs(20);
         let Ok(verdict) = command::run(Command::new("sfdisk").arg("-V").arg(disk.path()), b"", second) else {
@@ -439,7 +558,7 @@ mod tests {
         let text = verdict.text() + &String::from_utf8_lossy(&verdict.stderr);
         assert!(verdict.status.success() && text.contains("No errors detected"), "{text}");
         let dump = command::run_ok(Command::new("sfdisk").arg("-d").arg(disk.path()), b"", second).unwrap().text();
-        assert!(dump.contains("start=        2048") && dump.contains("name=\"kiln-state\""), "{dump}");
+        assert!(dump.contains(start) && dump.contains("name=\"kiln-state\""), "{dump}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Which disk may carry a node's state, what lies on it, and what may be done with it. Reads and
 //! writes nothing: [`super::disk`] does.
 //!
-//! A state disk of ours is a GPT with one partition named [`PARTITION`] that holds an ext4 with a
-//! [`Stamp`]. While it is made the partition is named [`PARTITION_UNFINISHED`]: such a disk never
+//! A state disk of ours is a GPT whose partition 1 is named [`PARTITION`] and holds an ext4 with a
+//! [`Stamp`]; alone, or with the two partitions of [`layout`] that the machine boots from. While it is made the partition is named [`PARTITION_UNFINISHED`]: such a disk never
 //! held state and may be made again. A disk that an order wiped bears the order's id behind that
 //! name, from the first byte that is written on: what bears it is not wiped by that order again.
 //! Labels of file systems are never looked at: two disks may carry the same.
@@ -15,12 +15,24 @@ use serde::{Deserialize, Serialize};
 pub const PARTITION: &str = "kiln-state";
 /// Its name until the stamp is durable.
 pub const PARTITION_UNFINISHED: &str = "kiln-state-new";
+/// Name of the partition that firmware and boot loader read: a FAT.
+pub const PARTITION_EFI: &str = "kiln-efi";
+/// Name of the partition that holds the BIOS's boot loader.
+pub const PARTITION_BIOS: &str = "kiln-bios";
 /// Longest id that goes into a partition's name: a GPT has 36 characters for it.
 const ORDER_MAX_CHARS: usize = 16;
 /// So much at the start and at the end of a disk must be zero for it to be blank.
 pub const PROBE_BYTES: usize = 1 << 20;
 /// A smaller disk is no state disk.
 pub const DISK_MIN_BYTES: u64 = 64 << 20;
+/// A smaller disk is all state: the machine does not boot from it.
+pub const BOOT_DISK_MIN_BYTES: u64 = 8 << 30;
+/// Kernel and initramfs of two images, with all drivers and firmware.
+pub const EFI_BYTES: u64 = 512 << 20;
+/// GRUB's core takes a few hundred KiB.
+pub const BIOS_BYTES: u64 = 1 << 20;
+/// Partitions start and end on multiples of it.
+pub const ALIGNMENT_BYTES: u64 = 1 << 20;
 
 /// `/kiln/stamp.json` on the state disk: whose state it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +61,42 @@ fn wipe_of(go: &BootGo) -> Option<&BootOrder> {
 pub fn names(go: &BootGo) -> (String, String) {
     let mark = wipe_of(go).map(|o| format!(" {}", o.id)).unwrap_or_default();
     (format!("{PARTITION_UNFINISHED}{mark}"), format!("{PARTITION}{mark}"))
+}
+
+/// A partition to be made; start and length in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub number: u32,
+    pub name: String,
+    pub kind: PartKind,
+    pub start: u64,
+    pub length: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartKind {
+    Bios,
+    Efi,
+    State,
+}
+
+/// The partitions of a state disk of `bytes`, in the order of their places; `end`: first byte that none may take.
+/// State is number 1 wherever it lies: disks without the others are read the same way.
+pub fn layout(bytes: u64, end: u64, state: &str) -> Result<Vec<Part>, String> {
+    let mut parts = Vec::new();
+    let mut start = ALIGNMENT_BYTES;
+    if bytes >= BOOT_DISK_MIN_BYTES {
+        for (number, name, kind, length) in
+            [(3, PARTITION_BIOS, PartKind::Bios, BIOS_BYTES), (2, PARTITION_EFI, PartKind::Efi, EFI_BYTES)]
+        {
+            parts.push(Part { number, name: name.into(), kind, start, length });
+            start += length;
+        }
+    }
+    let length = (end / ALIGNMENT_BYTES * ALIGNMENT_BYTES).checked_sub(start).filter(|l| *l > 0);
+    let length = length.ok_or("disk is too small for a partition")?;
+    parts.push(Part { number: 1, name: state.into(), kind: PartKind::State, start, length });
+    Ok(parts)
 }
 
 /// The one disk that every given field matches; else what is wrong, with the disks there are.
@@ -102,11 +150,16 @@ pub enum Sight {
     Other(String),
 }
 
-/// Judges a disk by its first and last [`PROBE_BYTES`] and by the names in its partition table,
-/// where one could be read.
+/// Judges a disk by its first and last [`PROBE_BYTES`] and by the names in its partition table by
+/// number, where one could be read.
 pub fn sight(head: &[u8], tail: &[u8], partitions: Option<&[String]>) -> Sight {
     if let Some(names) = partitions {
-        let marked = |name: &str| if let [only] = names { marked(only, name) } else { None };
+        let state = match names {
+            [only] => Some(only),
+            [state, efi, bios] if efi == PARTITION_EFI && bios == PARTITION_BIOS => Some(state),
+            _ => None,
+        };
+        let marked = |name: &str| state.and_then(|state| marked(state, name));
         return match (marked(PARTITION), marked(PARTITION_UNFINISHED)) {
             (Some(mark), _) => Sight::State(mark),
             (_, Some(mark)) => Sight::Unfinished(mark),
@@ -310,6 +363,12 @@ mod tests {
             (0, b"", names(&["kiln-state "]), "a GPT with partitions"),
             (0, b"", names(&["kiln-stately"]), "a GPT with partitions"),
             (0, b"", names(&["kiln-state", "data"]), "a GPT with partitions"),
+            (0, b"", names(&["kiln-state 0a1b2c3d", "kiln-efi", "kiln-bios"]), "State(Some(\"0a1b2c3d\"))"),
+            (0, b"", names(&["kiln-state-new", "kiln-efi", "kiln-bios"]), "Unfinished(None)"),
+            (0, b"", names(&["kiln-state", "kiln-bios", "kiln-efi"]), "a GPT with partitions"),
+            (0, b"", names(&["kiln-state", "kiln-efi"]), "a GPT with partitions"),
+            (0, b"", names(&["kiln-state", "kiln-efi", "kiln-bios", "data"]), "a GPT with partitions"),
+            (0, b"", names(&["data", "kiln-efi", "kiln-bios"]), "a GPT with partitions"),
             (0, b"", names(&[]), "a GPT with partitions []"),
         ] {
             let mut head = vec![0; PROBE_BYTES];
@@ -317,6 +376,21 @@ mod tests {
             let got = format!("{:?}", sight(&head, &[0; 512], partitions.as_deref()));
             assert!(got.contains(want), "{want}: {got}");
         }
+    }
+
+    #[test]
+    fn a_large_disk_has_room_to_boot_from_and_nothing_overlaps() {
+        for (bytes, want) in [
+            (DISK_MIN_BYTES, vec![(1, 1, 62)]),
+            (BOOT_DISK_MIN_BYTES - (1 << 20), vec![(1, 1, 8189)]),
+            (BOOT_DISK_MIN_BYTES, vec![(3, 1, 1), (2, 2, 512), (1, 514, 7677)]),
+        ] {
+            let parts = layout(bytes, bytes - 33 * 512, "kiln-state").unwrap();
+            let got: Vec<_> = parts.iter().map(|p| (p.number, p.start >> 20, p.length >> 20)).collect();
+            assert_eq!(got, want, "{bytes}");
+            assert!(parts.iter().all(|p| (p.kind == PartKind::State) == (p.number == 1)));
+        }
+        assert!(layout(1 << 20, (1 << 20) - 33 * 512, "kiln-state").is_err());
     }
 
     fn go(site_id: &str, node: &str) -> BootGo {

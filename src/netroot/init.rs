@@ -5,16 +5,16 @@
 use super::cmdline::{self, Cmdline};
 use super::modules::Loader;
 use super::mount::{self, NEWROOT, RUN};
-use super::{Held, disk, memory, network, state};
+use super::{Held, disk, kept, memory, network, offline, state};
 use crate::image::fetch::Source;
-use crate::image::manifest::Image;
+use crate::image::manifest::{Config, Image};
 use crate::ledger::message::{
-    BLANK, BootAnswer, BootGo, BootRequest, DETAIL_MAX_BYTES, Disk, DiskAnswer, DiskRequest, HANDOVER_FILE, Handover,
-    Phase, PhaseReport, STATE_DIR, StateOrder,
+    BLANK, BootAnswer, BootDisk, BootGo, BootRequest, DETAIL_MAX_BYTES, Disk, DiskAnswer, DiskRequest, HANDOVER_FILE,
+    Handover, Phase, PhaseReport, STATE_DIR, StateOrder,
 };
 use crate::sys::clock::{self, growing_pause};
 use crate::sys::console::Console;
-use crate::sys::http::{Client, Timeouts};
+use crate::sys::http::{Client, Timeouts, is_silence};
 use crate::sys::{files, json, tls};
 use anyhow::{Context, Result, bail};
 use nix::mount::MsFlags;
@@ -52,6 +52,11 @@ struct Boot {
     image: Option<Image>,
     layers: Vec<PathBuf>,
     upper_bytes: u64,
+    /// The server has only been silent since.
+    silent: Option<Instant>,
+    /// This boot goes by what the state disk keeps.
+    plain: bool,
+    boot_disk: Option<BootDisk>,
     /// Last said trouble, so that a console is not flooded with one line.
     said: String,
 }
@@ -74,6 +79,9 @@ pub fn run() -> ! {
         image: None,
         layers: Vec::new(),
         upper_bytes: 0,
+        silent: None,
+        plain: false,
+        boot_disk: None,
         said: String::new(),
     };
     boot.console.say(&format!("kiln-node {} starts", env!("CARGO_PKG_VERSION")));
@@ -113,15 +121,29 @@ impl Boot {
             self.bring_up_network(&cmdline)?;
         }
         if self.go.is_none() {
-            self.ask(&cmdline)?;
+            match self.ask(&cmdline) {
+                Err(e) if self.may_go_alone(&cmdline, &e) => self.go_alone(&cmdline, &e)?,
+                asked => asked?,
+            }
         }
         let go = self.go.clone().context("asking the server")?;
-        if self.layers.is_empty() {
-            self.fetch(&cmdline)?;
+        if self.layers.is_empty()
+            && let Err(e) = self.fetch(&cmdline, &go)
+        {
+            if cmdline.disk.is_some() && is_silence(&e) {
+                self.go = None; // it answered, and has gone since: it is asked again, then the disk
+            }
+            return Err(e);
         }
         let assembled = self.assemble(&cmdline, &go);
         if assembled.is_err() {
             mount::disassemble();
+            if self.plain {
+                // The server is asked first again.
+                (self.go, self.plain) = (None, false);
+                self.layers.clear();
+                kept::close();
+            }
         }
         assembled?;
         self.switch(&cmdline, &go)
@@ -172,25 +194,59 @@ impl Boot {
         }
     }
 
-    fn fetch(&mut self, cmdline: &Cmdline) -> Result<()> {
+    fn may_go_alone(&mut self, cmdline: &Cmdline, error: &anyhow::Error) -> bool {
+        let silent = is_silence(error) && error.downcast_ref::<Held>().is_none();
+        self.silent = if silent { self.silent.or(Some(Instant::now())) } else { None };
+        offline::may_boot_plainly(cmdline, silent, self.silent.map_or(Duration::ZERO, |since| since.elapsed()))
+    }
+
+    /// The server is gone: what the disk that this boot came from keeps must do.
+    fn go_alone(&mut self, cmdline: &Cmdline, error: &anyhow::Error) -> Result<()> {
+        self.console.say(&format!("the server is silent ({error:#}): booting from what the state disk keeps"));
+        self.enter(Phase::Fetch);
+        let id = cmdline.disk.as_deref().context("looking for the state disk's GUID")?;
+        let mut modules = self.modules.as_mut();
+        let mut pass = || {
+            modules.as_mut().map(|m| m.pass());
+        };
+        let alone = kept::open(cmdline, id, &builders()?, &mut pass)?;
+        // Layers stay on the disk: they take no memory.
+        let plan = memory::plan(memory_total()?, alone.config.memory_min_mib, 0).map_err(anyhow::Error::msg)?;
+        self.introduce(&alone.image, &alone.config);
+        self.console.say(&format!("this machine was {} of cluster {}", alone.go.node, alone.go.cluster));
+        self.layers = alone.layers;
+        self.upper_bytes = plan.upper_bytes;
+        self.image = Some(alone.image);
+        (self.go, self.boot_disk, self.plain) = (Some(alone.go), Some(alone.disk), true);
+        self.done(&format!("{} layers verified on the state disk", self.layers.len()));
+        Ok(())
+    }
+
+    fn introduce(&self, image: &Image, config: &Config) {
+        let total: u64 = image.layers().iter().map(|l| l.size).sum();
+        let (release, role) = (&config.release, &config.role);
+        self.console.say(&format!("image {} ({release}/{role}): {} MiB", image.id.short(), total >> 20));
+    }
+
+    fn fetch(&mut self, cmdline: &Cmdline, go: &BootGo) -> Result<()> {
         self.enter(Phase::Fetch);
         let source = Source::at(&cmdline.server.to_string());
         let image = source.image(cmdline.image, &builders()?)?;
         let config = source.config(&image)?;
         let total: u64 = image.layers().iter().map(|l| l.size).sum();
         let plan = memory::plan(memory_total()?, config.memory_min_mib, total).map_err(anyhow::Error::msg)?;
-        self.console.say(&format!(
-            "image {} ({}/{}): {} MiB",
-            image.id.short(),
-            config.release,
-            config.role,
-            total >> 20
-        ));
+        self.introduce(&image, &config);
         let folder = Path::new(RUN).join("layers");
         if !folder.exists() {
             mount::memory(&folder, plan.layers_bytes, 0o700)?;
         }
         let console = &self.console;
+        if let StateOrder::Disk { disk: want } = &go.state {
+            if let Some(modules) = self.modules.as_mut() {
+                modules.pass();
+            }
+            kept::copy_layers(go, want, &image, &folder, &mut |text| console.say(text));
+        }
         let mut layers = Vec::new();
         for layer in image.layers() {
             layers.push(source.blob(layer, &folder, &mut |text| console.say(text))?);
@@ -212,7 +268,12 @@ impl Boot {
         let mut kept = None;
         if let StateOrder::Disk { disk: want } = &go.state {
             let target = state::inside(root, Path::new(STATE_DIR))?;
-            self.attach(cmdline, go, want, &target)?;
+            if self.plain {
+                fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
+                mount::bind(&kept::place(), &target)?;
+            } else {
+                self.boot_disk = self.attach(cmdline, go, want, &target)?;
+            }
             state::bind_folders(root, &target, &folders)?;
             kept = Some(target);
         } else {
@@ -223,7 +284,13 @@ impl Boot {
         Ok(())
     }
 
-    fn attach(&mut self, cmdline: &Cmdline, go: &BootGo, want: &crate::site::DiskMatch, target: &Path) -> Result<()> {
+    fn attach(
+        &mut self,
+        cmdline: &Cmdline,
+        go: &BootGo,
+        want: &crate::site::DiskMatch,
+        target: &Path,
+    ) -> Result<Option<BootDisk>> {
         let (console, modules) = (&self.console, self.modules.as_mut());
         let client = pinned(cmdline)?;
         let mut pass = {
@@ -265,6 +332,8 @@ impl Boot {
             image: cmdline.image,
             go: go.clone(),
             state_dir: matches!(go.state, StateOrder::Disk { .. }).then(|| STATE_DIR.to_string()),
+            boot_disk: self.boot_disk.clone(),
+            plain: self.plain,
         };
         files::write_atomic(Path::new(HANDOVER_FILE), &serde_json::to_vec(&handover)?, 0o600)?;
         self.done("the role's init takes over");
@@ -325,7 +394,8 @@ impl Boot {
 
     /// Best effort: the timeline is for people, a boot does not depend on it.
     fn report(&self, phase: Phase, detail: &str) {
-        let (true, Some(cmdline), Ok(boot_id)) = (self.online, &self.cmdline, boot_id()) else { return };
+        let listens = self.online && !self.plain;
+        let (true, Some(cmdline), Ok(boot_id)) = (listens, &self.cmdline, boot_id()) else { return };
         let cut = (0..=detail.len().min(DETAIL_MAX_BYTES)).rev().find(|i| detail.is_char_boundary(*i)).unwrap_or(0);
         let report = PhaseReport {
             mac: cmdline.ip.mac,

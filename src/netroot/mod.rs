@@ -4,10 +4,12 @@ pub mod cmdline;
 pub mod disk;
 pub mod disk_choice;
 pub mod init;
+pub mod kept;
 pub mod memory;
 pub mod modules;
 pub mod mount;
 pub mod network;
+pub mod offline;
 pub mod state;
 
 /// This boot must not go on now: for people to see and the server to know; asked again later.
