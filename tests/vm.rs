@@ -61,6 +61,17 @@ fn proxy_dhcp_beside_a_real_server_boots_to_ready() {
     }
 }
 
+/// Kept when it was ready; server and machine off; the network is tried in vain, then the disk: a changed layer
+/// boots nothing, the right ones bring the role and its state back.
+#[test]
+fn without_its_server_a_node_boots_from_its_disk() {
+    if full("without server") {
+        let mut command = boot(baked("zed/test"));
+        command.args(["--disk", "8GiB", "--"]).arg(root().join("tests/vm/without-server"));
+        println!("{}", succeed(command.env("KILN", root().join("target/release/kiln"))));
+    }
+}
+
 /// mariadb, rabbitmq-server, memcached and haproxy answer from outside; ssh with the site's key
 /// works, with the same host key after a reboot.
 #[test]

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Most machines of one call: the private network's addresses and a small host's memory.
 const NODES_MAX: u32 = 16;
+/// Of the state disk where `--disk` says nothing.
+const DISK_BYTES: u64 = 8 << 30;
 /// How long the server may take to open its socket.
 const SERVER_START: Duration = Duration::from_secs(20);
 
@@ -47,9 +49,9 @@ pub struct Args {
     /// Processors a machine.
     #[arg(long, default_value_t = 2)]
     cpus: u32,
-    /// Size of the state disk of a machine that needs one, such as 8GiB.
-    #[arg(long, default_value = "8GiB", value_parser = site::parse_size)]
-    disk: u64,
+    /// Size of the state disk, such as 8GiB; default: 8GiB for a role that keeps state, else none.
+    #[arg(long, value_parser = site::parse_size)]
+    disk: Option<u64>,
     /// A further raw disk for the first machine: FILE,SERIAL. Nothing may ever write to it.
     #[arg(long, value_parser = parse_attach)]
     attach: Vec<(PathBuf, String)>,
@@ -118,7 +120,7 @@ pub fn run(args: Args) -> Result<()> {
         role: config.role.clone(),
         image: id,
         nodes: args.nodes,
-        state_disk: config.controller || config.systems.iter().any(|s| s != "environment"),
+        state_disk: args.disk.is_some() || config.controller || config.systems.iter().any(|s| s != "environment"),
     };
 
     network::enter()?; // no thread may be running yet
@@ -236,7 +238,7 @@ fn machines(args: &Args, plan: &site::Plan, dir: &Path, memory_min: u64) -> Resu
         if plan.state_disk {
             let path = dir.join(format!("{name}.state"));
             let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-            file.set_len(args.disk).with_context(|| format!("making {}", path.display()))?;
+            file.set_len(args.disk.unwrap_or(DISK_BYTES)).with_context(|| format!("making {}", path.display()))?;
             disks.push((path, site::serial(i)));
         }
         if i == 0 {

@@ -64,7 +64,8 @@ pub fn arguments(machine: &Machine, kvm: bool, ovmf_code: Option<&str>) -> Vec<S
     add("-device", format!("virtio-net-pci,netdev=net0,mac={},bootindex=1{rom}", machine.mac));
     for (i, (path, serial)) in machine.disks.iter().enumerate() {
         add("-drive", format!("file={},format=raw,if=none,id=disk{i},cache=writeback", comma(path)));
-        add("-device", format!("virtio-blk-pci,drive=disk{i},serial={serial}"));
+        // After the network; OVMF forgets what has no place.
+        add("-device", format!("virtio-blk-pci,drive=disk{i},serial={serial},bootindex={}", i + 2));
     }
     if let (Some(code), true) = (ovmf_code, machine.firmware != Firmware::Bios) {
         add("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={code}"));
@@ -139,7 +140,7 @@ mod tests {
         ] {
             let line = arguments(&machine(firmware), false, Some("/code")).join(" ");
             assert!(line.contains(has) && !line.contains(has_not), "{firmware:?}: {line}");
-            assert!(line.contains("file=/tmp/a,,b"), "{line}");
+            assert!(line.contains("file=/tmp/a,,b") && line.contains("serial=s1,bootindex=2"), "{line}");
         }
     }
 }
