@@ -30,8 +30,8 @@ pub struct Live {
     pub heard: BTreeMap<String, Heard>,
     /// When the machine of a node with an open order last asked to boot, or the order was given.
     pub asked: BTreeMap<String, u64>,
-    /// Why what a member did last for a removed node failed: (node, system, step) -> reason.
-    pub stuck: BTreeMap<(String, String, String), String>,
+    /// What a member did for a removed node and was in vain: by node, system and step.
+    pub stuck: BTreeMap<(String, String, String), Stuck>,
     /// The boot of each node that was last let go on.
     pub tried: BTreeMap<String, Tried>,
     /// Since when nodes wait before their next boot, counted from this server's start at most.
@@ -48,6 +48,20 @@ pub struct Tried {
     pub boot_id: String,
     pub source: Ipv4Addr,
     pub at_ms: u64,
+}
+
+/// After a step for a removed node failed it is not asked for before this; doubled with each further failure …
+pub const STUCK_FIRST_MS: u64 = 5_000;
+/// … up to this.
+pub const STUCK_MAX_MS: u64 = 300_000;
+
+/// A step that failed, so often in a row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stuck {
+    pub reason: String,
+    /// It is asked for again from then on.
+    pub due_ms: u64,
+    failures: u32,
 }
 
 /// Events since a start.
@@ -177,7 +191,7 @@ impl Live {
                     self.hear(state, &node.clone(), None, now_ms);
                 }
             }
-            Command::Done { request, .. } => self.note_removed(state, request),
+            Command::Done { request, .. } => self.note_removed(state, request, now_ms),
             Command::Reimage(order) => drop(self.asked.insert(order.node.clone(), now_ms)),
             Command::Tick { .. } => {
                 for node in state.open_orders.values() {
@@ -202,13 +216,14 @@ impl Live {
     }
 
     /// Only of nodes that are still to be forgotten.
-    fn note_removed(&mut self, state: &State, request: &DoneRequest) {
-        let key = |task: &PeerTask| (task.node.clone(), task.system.clone(), task.step.clone());
+    fn note_removed(&mut self, state: &State, request: &DoneRequest, now_ms: u64) {
         self.stuck.retain(|(node, system, step), _| state.is_remembered(node, system, step));
-        if let Some(task) =
-            request.peer.as_ref().filter(|t| !request.ok && state.is_remembered(&t.node, &t.system, &t.step))
-        {
-            self.stuck.insert(key(task), text::clean(&request.detail, 300));
+        let failed = |t: &&PeerTask| !request.ok && state.is_remembered(&t.node, &t.system, &t.step);
+        if let Some(task) = request.peer.as_ref().filter(failed) {
+            let stuck = self.stuck.entry((task.node.clone(), task.system.clone(), task.step.clone())).or_default();
+            stuck.reason = text::clean(&request.detail, 300);
+            stuck.due_ms = now_ms + (STUCK_FIRST_MS << stuck.failures.min(16)).min(STUCK_MAX_MS);
+            stuck.failures = stuck.failures.saturating_add(1);
         }
     }
 

@@ -950,6 +950,16 @@ fn a_removed_node_is_forgotten_by_a_healthy_member_of_each_system() {
     let lines = forgetting(&w.state, &w.live, w.now);
     assert_eq!(lines[0], "removed c1: api/forget: n2 does it; it failed: guests are left");
     assert_eq!(lines.len(), 3);
+    // It is asked for again after a pause, which grows.
+    for pause in [5, 10, 20] {
+        assert_eq!(tasks(&w, "n2"), ["api/tidy c1"]);
+        w.now += (pause - 1) * 1000;
+        ["n1", "n2"].iter().for_each(|n| says(&mut w, n, *n == "n2"));
+        assert_eq!(tasks(&w, "n2"), ["api/tidy c1"], "after {pause} s");
+        w.now += 1000;
+        assert_eq!(tasks(&w, "n2"), ["api/forget c1", "api/tidy c1"], "after {pause} s");
+        assert_eq!(done(&mut w, "n2", "api", "forget", "c1", false), []);
+    }
     assert_eq!(done(&mut w, "n2", "api", "forget", "n3", true), [], "n3 was not removed");
     for (node, system, step) in [("n2", "api", "forget"), ("n2", "api", "tidy"), ("n1", "mq", "forget")] {
         assert_eq!(done(&mut w, node, system, step, "c1", true).len(), 1, "{system}/{step}");

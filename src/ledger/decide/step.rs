@@ -7,7 +7,7 @@ use super::{Refusal, Why, current};
 use crate::image::id::Digest;
 use crate::ledger::cluster::Formation;
 use crate::ledger::event::Event;
-use crate::ledger::live::Live;
+use crate::ledger::live::{Live, Stuck};
 use crate::ledger::message::{Data, DoneRequest, PeerTask, RunningStep, Verdict};
 use crate::ledger::state::{NodeState, State};
 use crate::ledger::text;
@@ -175,6 +175,10 @@ fn forgets<'a>(state: &'a State, live: &Live, system: &str, now_ms: u64) -> Opti
     state.carriers(system).map(|n| n.name.as_str()).find(|n| healthy(n))
 }
 
+fn stuck<'a>(live: &'a Live, node: &str, system: &str, step: &str) -> Option<&'a Stuck> {
+    live.stuck.get(&(node.to_string(), system.to_string(), step.to_string()))
+}
+
 /// What is still to be forgotten, a line each.
 pub fn forgetting(state: &State, live: &Live, now_ms: u64) -> Vec<String> {
     let line = |node: &String, system: &String, step: &String| {
@@ -182,8 +186,8 @@ pub fn forgetting(state: &State, live: &Live, now_ms: u64) -> Vec<String> {
             Some(member) => format!("{member} does it"),
             None => "waits for a healthy member".into(),
         };
-        let stuck = live.stuck.get(&(node.clone(), system.clone(), step.clone()));
-        let why = stuck.map(|why| format!("; it failed: {why}")).unwrap_or_default();
+        let stuck = stuck(live, node, system, step);
+        let why = stuck.map(|s| format!("; it failed: {}", s.reason)).unwrap_or_default();
         format!("removed {node}: {system}/{step}: {who}{why}")
     };
     state.removed.iter().flat_map(|(node, left)| left.iter().map(move |(s, step)| line(node, s, step))).collect()
@@ -195,7 +199,11 @@ pub fn peers(state: &State, live: &Live, name: &str, now_ms: u64) -> Vec<PeerTas
     let mut tasks = Vec::new();
     for (node, left) in &state.removed {
         let generation = state.node(node).generation;
-        for (system, step) in left.iter().filter(|(system, _)| forgets(state, live, system, now_ms) == Some(name)) {
+        let due = |system: &str, step: &str| stuck(live, node, system, step).is_none_or(|s| s.due_ms <= now_ms);
+        let ours = |(system, step): &&(String, String)| {
+            forgets(state, live, system, now_ms) == Some(name) && due(system, step)
+        };
+        for (system, step) in left.iter().filter(ours) {
             let (system, step, node) = (system.clone(), step.clone(), node.clone());
             tasks.push(PeerTask { system, step, node, generation });
         }
