@@ -207,6 +207,30 @@ fn another_image_by_order_is_that_nodes_until_the_role_gets_one() {
 }
 
 #[test]
+fn an_orders_image_that_goes_from_the_store_waits_to_be_put_back() {
+    let place = Place::new();
+    let server = Server::start(&place);
+    let id = order_in(&is(&place, &["node", "reimage", "test1", "--disks", "wipe"], 0, &[]));
+    let digest = Digest::of(&place.kernel).hex();
+    let (blob, away) = (place.path("store/blobs/sha256").join(&digest), place.path("away"));
+    let status = || server.get(&format!("/blobs/sha256/{digest}")).0;
+    let open = || is(&place, &["node", "show", "test1"], 0, &[&id, "boots by it"]);
+    let node = Node::new(1);
+    assert_eq!(server.script().0, 200);
+    assert!(matches!(node.boot(&server, place.id), BootAnswer::Go(go) if go.order.is_some()));
+    std::fs::rename(&blob, &away).unwrap();
+    assert_eq!((status(), server.script().0), (404, 200), "deleted");
+    open();
+    std::fs::write(&blob, &place.kernel[1..]).unwrap();
+    assert_eq!((status(), server.script().0), (500, 200), "cut");
+    open();
+    std::fs::rename(&away, &blob).unwrap();
+    assert_eq!(status(), 200, "put back");
+    assert!(matches!(node.boot(&server, place.id), BootAnswer::Go(go) if go.order.is_some()));
+    open();
+}
+
+#[test]
 fn hardware_is_replaced_and_nodes_are_removed() {
     let place = Place::new();
     let server = Server::start(&place);
