@@ -83,7 +83,8 @@ fn cmdline(boot: &KexecBoot) -> Result<CString, String> {
 
 /// MemAvailable of /proc/meminfo, bytes.
 fn meminfo(text: &str) -> u64 {
-    let kib = text.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let kib =
+        text.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
 
