@@ -5,6 +5,7 @@ use super::id::{Digest, ImageId};
 use super::manifest::{Config, Descriptor, Image};
 use super::sign::{self, Envelope};
 use crate::sys::clock::growing_pause;
+use crate::sys::files;
 use crate::sys::http::{Body, Client, Get, Timeouts, status_of};
 use anyhow::{Context, Result, bail};
 use sha2::Digest as _;
@@ -157,6 +158,61 @@ impl Source {
     }
 }
 
+/// Copies a blob's file from one folder to another, named as [`Source::blob`] names it, and says how many bytes: none
+/// where it is not, or is there already. Nothing half or changed gets that name; `place`, for people: where it came from.
+pub fn copy(blob: &Descriptor, from: &Path, to: &Path, place: &str) -> Result<u64> {
+    let name = blob.digest.hex();
+    let (from, whole, part) = (from.join(&name), to.join(&name), to.join(format!("{name}.copy")));
+    if whole.exists() || !from.exists() {
+        return Ok(0);
+    }
+    let copied = copy_whole(blob, &from, &part, place);
+    if copied.is_err() {
+        let _ = fs::remove_file(&part);
+        return copied;
+    }
+    fs::rename(&part, &whole).with_context(|| format!("naming {}", whole.display()))?;
+    copied
+}
+
+fn copy_whole(blob: &Descriptor, from: &Path, to: &Path, place: &str) -> Result<u64> {
+    let source = File::open(from).with_context(|| format!("opening {}", from.display()))?;
+    let file = File::create(to).with_context(|| format!("creating {}", to.display()))?;
+    let mut target = Gentle { file, unsynced: 0 };
+    let (bytes, digest) =
+        files::copy_hashed(source, &mut target).with_context(|| format!("copying {}", from.display()))?;
+    target.file.sync_all().with_context(|| format!("syncing {}", to.display()))?;
+    if Digest(digest) != blob.digest {
+        bail!("{} {place} is {}, not {}", blob.label(), Digest(digest), blob.digest);
+    }
+    Ok(bytes)
+}
+
+/// So much is written, then synced: a database on the same file system must not wait for more.
+const SYNC_BYTES: usize = 8 << 20;
+
+/// A file whose bytes do not pile up in memory.
+struct Gentle {
+    file: File,
+    unsynced: usize,
+}
+
+impl Write for Gentle {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.unsynced += written;
+        if self.unsynced >= SYNC_BYTES {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The image whose manifest hashes to `id`.
 fn named(manifest: &[u8], id: ImageId) -> Result<Image> {
     let found = Digest::of(manifest);
@@ -200,5 +256,29 @@ impl Write for Sink {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::manifest::MEDIA_LAYER;
+
+    #[test]
+    fn only_whole_blobs_are_copied_and_nothing_half_stays() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let blob = |text: &[u8]| Descriptor::new(MEDIA_LAYER, (Digest::of(text), text.len() as u64));
+        let large = vec![b'x'; SYNC_BYTES + 1];
+        let (good, bad, absent) = (blob(&large), blob(b"bad"), blob(b"absent"));
+        fs::write(from.path().join(good.digest.hex()), &large).unwrap();
+        fs::write(from.path().join(bad.digest.hex()), "bed").unwrap();
+        let copied = |blob| copy(blob, from.path(), to.path(), "in memory");
+        assert_eq!(copied(&good).unwrap(), large.len() as u64);
+        assert_eq!(copied(&good).unwrap(), 0, "it is there");
+        assert_eq!(copied(&absent).unwrap(), 0);
+        let said = copied(&bad).unwrap_err().to_string();
+        assert!(said.contains("in memory is") && said.contains(&bad.digest.to_string()), "{said}");
+        assert_eq!(fs::read_dir(to.path()).unwrap().count(), 1, "nothing half");
+        assert_eq!(fs::read(to.path().join(good.digest.hex())).unwrap(), large);
     }
 }

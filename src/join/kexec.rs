@@ -50,8 +50,7 @@ fn load_from(
     cmdline: &CString,
     say: &mut dyn FnMut(&str),
 ) -> Result<()> {
-    let kernel = source.blob(image.kernel(), folder, say)?;
-    let initramfs = source.blob(image.initramfs(), folder, say)?;
+    let (kernel, initramfs) = source.boot_files(image, folder, say)?;
     kexec_file_load(&File::open(kernel)?, &File::open(initramfs)?, cmdline)
 }
 

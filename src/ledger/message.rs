@@ -478,5 +478,7 @@ pub struct BootDisk {
 
 /// Where [`Handover`] lies.
 pub const HANDOVER_FILE: &str = "/run/kiln/boot.json";
+/// Where the image's layers lie in memory, named by their digests.
+pub const LAYERS_DIR: &str = "/run/kiln/layers";
 /// Where the state disk is mounted in the role.
 pub const STATE_DIR: &str = "/var/lib/kiln-state";

@@ -270,12 +270,9 @@ impl State {
                 let previous = before.filter(|b| b.id != image.id).or(kept);
                 self.images.insert(role.clone(), Arc::new(RoleImage { current: image.clone(), previous }));
                 self.forget_own_images(role);
-                let tried = self.nodes.iter().filter(|(_, n)| n.attempts.count > 0).map(|(name, _)| name.clone());
-                for name in tried.collect::<Vec<_>>() {
-                    if self.site_node(&name).is_some_and(|n| n.role == *role) {
-                        self.forget_attempts(&name);
-                    }
-                }
+                let nodes = self.site.iter().flat_map(|s| &s.nodes).filter(|n| n.role == *role);
+                let names: Vec<String> = nodes.map(|n| n.name.clone()).collect();
+                names.iter().for_each(|name| self.forget_attempts(name));
             }
             Event::MachineSeen { mac, uuid, firmware } => {
                 let machine = self.machine_mut(*mac);

@@ -10,7 +10,7 @@ use crate::image::fetch::Source;
 use crate::image::manifest::{Config, Image};
 use crate::ledger::message::{
     BLANK, BootAnswer, BootDisk, BootGo, BootRequest, DETAIL_MAX_BYTES, Disk, DiskAnswer, DiskRequest, HANDOVER_FILE,
-    Handover, Phase, PhaseReport, STATE_DIR, StateOrder,
+    Handover, LAYERS_DIR, Phase, PhaseReport, STATE_DIR, StateOrder,
 };
 use crate::sys::clock::{self, growing_pause};
 use crate::sys::console::Console;
@@ -236,20 +236,20 @@ impl Boot {
         let total: u64 = image.layers().iter().map(|l| l.size).sum();
         let plan = memory::plan(memory_total()?, config.memory_min_mib, total).map_err(anyhow::Error::msg)?;
         self.introduce(&image, &config);
-        let folder = Path::new(RUN).join("layers");
+        let folder = Path::new(LAYERS_DIR);
         if !folder.exists() {
-            mount::memory(&folder, plan.layers_bytes, 0o700)?;
+            mount::memory(folder, plan.layers_bytes, 0o700)?;
         }
         let console = &self.console;
         if let StateOrder::Disk { disk: want } = &go.state {
             if let Some(modules) = self.modules.as_mut() {
                 modules.pass();
             }
-            kept::copy_layers(go, want, &image, &folder, &mut |text| console.say(text));
+            kept::copy_layers(go, want, &image, folder, &mut |text| console.say(text));
         }
         let mut layers = Vec::new();
         for layer in image.layers() {
-            layers.push(source.blob(layer, &folder, &mut |text| console.say(text))?);
+            layers.push(source.blob(layer, folder, &mut |text| console.say(text))?);
         }
         self.layers = layers;
         self.upper_bytes = plan.upper_bytes;

@@ -3,6 +3,7 @@
 
 use super::cmdline::Cmdline;
 use super::{Held, disk, mount, offline};
+use crate::image::fetch;
 use crate::image::id::Digest;
 use crate::image::manifest::{Config, Descriptor, Image};
 use crate::image::sign;
@@ -11,7 +12,6 @@ use crate::ledger::message::{BootDisk, BootGo};
 use crate::site::DiskMatch;
 use crate::sys::files;
 use anyhow::{Context, Result, bail};
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// Configs are a few hundred KiB.
@@ -83,7 +83,7 @@ pub fn copy_layers(go: &BootGo, want: &DiskMatch, image: &Image, to: &Path, say:
     let copied = disk::peek_with(&partition, |top| {
         let mut bytes = 0;
         for layer in image.layers() {
-            match copy(layer, &top.join(KEPT_DIR), to) {
+            match fetch::copy(layer, &top.join(KEPT_DIR), to, "on the state disk") {
                 Ok(copied) => bytes += copied,
                 Err(e) => say(&format!("{} is not taken from the state disk: {e:#}", layer.label())),
             }
@@ -97,46 +97,19 @@ pub fn copy_layers(go: &BootGo, want: &DiskMatch, image: &Image, to: &Path, say:
     }
 }
 
-/// Bytes that were copied: none where nothing is kept, or where the layer is already.
-fn copy(layer: &Descriptor, from: &Path, to: &Path) -> Result<u64> {
-    let (kept, whole) = (from.join(layer.digest.hex()), to.join(layer.digest.hex()));
-    if whole.exists() || !kept.exists() {
-        return Ok(0);
-    }
-    let part = to.join(format!("{}.copy", layer.digest.hex()));
-    let source = File::open(&kept).with_context(|| format!("opening {}", kept.display()))?;
-    let target = File::create(&part).with_context(|| format!("creating {}", part.display()))?;
-    let copied = files::copy_hashed(source, target).with_context(|| format!("copying {}", kept.display()));
-    match copied {
-        Ok((bytes, digest)) if Digest(digest) == layer.digest => {
-            fs::rename(&part, &whole).with_context(|| format!("naming {}", whole.display()))?;
-            Ok(bytes)
-        }
-        other => {
-            let _ = fs::remove_file(&part);
-            let (_, digest) = other?;
-            bail!("it is {}, not {}", Digest(digest), layer.digest)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::image::manifest::MEDIA_LAYER;
+    use std::fs;
 
     #[test]
-    fn only_whole_layers_are_taken() {
-        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fn a_kept_blob_is_what_its_name_says() {
+        let from = tempfile::tempdir().unwrap();
         let layer = |text: &[u8]| Descriptor::new(MEDIA_LAYER, (Digest::of(text), text.len() as u64));
-        let (good, bad, absent) = (layer(b"good"), layer(b"bad"), layer(b"absent"));
+        let (good, bad) = (layer(b"good"), layer(b"bad"));
         fs::write(from.path().join(good.digest.hex()), "good").unwrap();
         fs::write(from.path().join(bad.digest.hex()), "bed").unwrap();
-        assert_eq!(copy(&good, from.path(), to.path()).unwrap(), 4);
-        assert_eq!(copy(&good, from.path(), to.path()).unwrap(), 0, "it is there");
-        assert_eq!(copy(&absent, from.path(), to.path()).unwrap(), 0);
-        assert!(copy(&bad, from.path(), to.path()).unwrap_err().to_string().contains(&bad.digest.to_string()));
-        assert_eq!(fs::read_dir(to.path()).unwrap().count(), 1, "nothing half");
         assert!(blob(from.path(), &good).is_ok());
         let said = blob(from.path(), &bad).unwrap_err().to_string();
         assert!(said.contains(&Digest::of(b"bed").to_string()) && said.contains("on the state disk"), "{said}");

@@ -25,6 +25,14 @@ fn order_in(text: &str) -> String {
     id
 }
 
+/// The site's first machine, booted and registered.
+fn registered(server: &Server, place: &Place) -> tls::Identity {
+    server.script();
+    let node = Node::new(1);
+    let BootAnswer::Go(go) = node.boot(server, place.id) else { panic!("held") };
+    node.identity(&node.register(server, place.id, go.credential).unwrap().certificate)
+}
+
 #[test]
 fn a_node_is_reimaged_by_one_order_and_its_disk_is_wiped_once() {
     let place = Place::new();
@@ -137,11 +145,7 @@ fn an_order_is_taken_back_or_ended_by_time_and_waited_for() {
 fn a_live_node_is_told_the_kernel_that_its_script_would_start() {
     let place = Place::new();
     let server = Server::start(&place);
-    server.script();
-    let node = Node::new(1);
-    let BootAnswer::Go(go) = node.boot(&server, place.id) else { panic!("held") };
-    let answer = node.register(&server, place.id, go.credential).unwrap();
-    let identity = node.identity(&answer.certificate);
+    let identity = registered(&server, &place);
     let told = || server.say::<ReportAnswer>("/v1/report", &says(Phase::Ready, None), Some(&identity)).unwrap();
     let id = order_in(&is(&place, &["node", "reimage", "test1"], 0, &["test1 is reimaged with"]));
     assert_eq!((told().restart, told().kexec), (Some(id.clone()), None), "through its firmware");
@@ -250,11 +254,7 @@ fn hardware_is_replaced_and_nodes_are_removed() {
 fn a_node_is_drained_by_a_word_or_an_order_and_told_until_it_is_done() {
     let place = Place::new();
     let server = Server::start(&place);
-    server.script();
-    let node = Node::new(1);
-    let BootAnswer::Go(go) = node.boot(&server, place.id) else { panic!("held") };
-    let answer = node.register(&server, place.id, go.credential).unwrap();
-    let identity = node.identity(&answer.certificate);
+    let identity = registered(&server, &place);
     let mut seq = 0;
     let mut told = |running: &[&str], done: Option<u64>| {
         seq += 1;

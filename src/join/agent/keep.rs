@@ -1,19 +1,18 @@
 //! Keeps what this node needs to boot without the server, once it is ready and in no hurry: layers on
 //! the state partition, kernel and initramfs where firmware and boot loader find them.
 
-use crate::image::fetch::Source;
+use crate::image::fetch::{self, Source};
 use crate::image::id::Digest;
 use crate::image::manifest::Descriptor;
 use crate::join::keeping::{self, FREE_MIN_BYTES, MENU_FILE};
 use crate::ledger::kept::{self, KEPT_DIR, KEPT_FILE, KEPT_MAX_BYTES, Kept, KeptImage};
-use crate::ledger::message::{BootDisk, Handover};
+use crate::ledger::message::{BootDisk, Handover, LAYERS_DIR};
 use crate::sys::clock::growing_pause;
 use crate::sys::console::Console;
 use crate::sys::{command, files};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::mount::{MntFlags, umount2};
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -24,12 +23,8 @@ const BOOT_DISK: &str = "/usr/lib/kiln/boot-disk";
 const BOOT_DISK_TIMEOUT: Duration = Duration::from_secs(300);
 /// Where it is mounted meanwhile.
 const EFI_DIR: &str = "/run/kiln/efi";
-/// Where the initramfs put the layers.
-const LAYERS_DIR: &str = "/run/kiln/layers";
 const PAUSE_FIRST: Duration = Duration::from_secs(30);
 const PAUSE_MAX: Duration = Duration::from_secs(600);
-/// So much is written, then synced: a database on the same file system must not wait for more.
-const SYNC_BYTES: usize = 8 << 20;
 
 /// Keeps this boot's image from a thread of its own, and tries until it is done.
 pub fn later(handover: &Handover) {
@@ -97,11 +92,7 @@ fn keep(handover: &Handover, state: &Path, disk: &BootDisk) -> Result<()> {
     fits(&folder, &missing(&folder, &blobs)?, FREE_MIN_BYTES).context("keeping layers on the state disk")?;
     fits(&efi.folder(), &missing(&efi.folder(), &boot)?, 0).context("keeping kernel and initramfs")?;
     for blob in blobs {
-        let here = Path::new(LAYERS_DIR).join(blob.digest.hex());
-        let whole = folder.join(blob.digest.hex());
-        if !whole.exists() && here.exists() {
-            copy(&here, &whole, blob)?;
-        }
+        fetch::copy(blob, Path::new(LAYERS_DIR), &folder, "in memory")?;
         source.blob(blob, &folder, say)?;
     }
     source.boot_files(&image, &efi.folder(), say)?;
@@ -158,43 +149,6 @@ fn fits(folder: &Path, missing: &[&Descriptor], least: u64) -> Result<()> {
     keeping::room(free, missing.iter().map(|b| b.size).sum(), least).map_err(anyhow::Error::msg)
 }
 
-/// From the memory of this machine.
-fn copy(from: &Path, to: &Path, blob: &Descriptor) -> Result<()> {
-    let part = to.with_extension("copy");
-    let source = File::open(from).with_context(|| format!("opening {}", from.display()))?;
-    let mut target =
-        Gentle { file: File::create(&part).with_context(|| format!("creating {}", part.display()))?, unsynced: 0 };
-    let (_, digest) = files::copy_hashed(source, &mut target).with_context(|| format!("writing {}", part.display()))?;
-    target.file.sync_all().with_context(|| format!("syncing {}", part.display()))?;
-    if Digest(digest) != blob.digest {
-        let _ = fs::remove_file(&part);
-        bail!("{} in memory is {}, not {}", blob.label(), Digest(digest), blob.digest);
-    }
-    fs::rename(&part, to).with_context(|| format!("naming {}", to.display()))
-}
-
-/// A file whose bytes do not pile up in memory.
-struct Gentle {
-    file: File,
-    unsynced: usize,
-}
-
-impl Write for Gentle {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.unsynced += written;
-        if self.unsynced >= SYNC_BYTES {
-            self.file.sync_data()?;
-            self.unsynced = 0;
-        }
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// The mounted EFI system partition.
 struct Efi;
 
@@ -225,16 +179,12 @@ mod tests {
     use crate::image::manifest::MEDIA_LAYER;
 
     #[test]
-    fn what_is_kept_is_whole_and_what_changed_is_brought_anew() {
+    fn what_changed_is_brought_anew_and_what_nobody_needs_goes() {
         let dir = tempfile::tempdir().unwrap();
-        let text = vec![b'x'; SYNC_BYTES + 1];
-        let blob = Descriptor::new(MEDIA_LAYER, (Digest::of(&text), text.len() as u64));
+        let blob = Descriptor::new(MEDIA_LAYER, (Digest::of(b"x"), 1));
         let (from, to) = (dir.path().join("memory"), dir.path().join(blob.digest.hex()));
-        fs::write(&from, &text[1..]).unwrap();
-        assert!(copy(&from, &to, &blob).unwrap_err().to_string().contains("in memory is"));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing half");
-        fs::write(&from, &text).unwrap();
-        copy(&from, &to, &blob).unwrap();
+        fs::write(&from, "x").unwrap();
+        fs::write(&to, "x").unwrap();
         assert!(missing(dir.path(), &[&blob]).unwrap().is_empty());
         fs::write(&to, "y").unwrap();
         assert_eq!(missing(dir.path(), &[&blob]).unwrap(), [&blob]);
