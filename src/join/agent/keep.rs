@@ -36,23 +36,19 @@ pub fn later(handover: &Handover) {
     let handover = handover.clone();
     std::thread::spawn(move || {
         unhurried();
+        let console = Console::open();
         let (mut failures, mut said) = (0, String::new());
         while let Err(e) = keep(&handover, Path::new(&state), &disk) {
             let text = format!("keeping image {}, trying again: {e:#}", handover.image.short());
             if text != said {
-                say(&text);
+                console.say(&text);
                 said = text;
             }
             failures += 1;
             std::thread::sleep(growing_pause(failures, PAUSE_FIRST, PAUSE_MAX));
         }
-        say(&format!("image {} is kept: this machine boots without the server", handover.image.short()));
+        console.say(&format!("image {} is kept: this machine boots without the server", handover.image.short()));
     });
-}
-
-/// On consoles opened anew: a login that starts meanwhile hangs up those that are open.
-fn say(text: &str) {
-    Console::open().say(text);
 }
 
 /// This thread and what it starts come last for processor and disk.
