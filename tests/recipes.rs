@@ -51,6 +51,15 @@ fn every_shipped_recipe_is_whole() {
                 assert!(tree.entries.get(&script).is_some_and(|e| e.mode == 0o755), "{name}: no {script}");
             }
         }
+        // systemd opens no socket whose service lives: a stop and a start of the socket would fail for good.
+        for socket in tree.entries.keys().filter(|path| path.ends_with(".socket")) {
+            let service = socket.replace(".socket", ".service");
+            let Some(Kind::File(text)) = tree.entries.get(&service).map(|e| &e.kind) else {
+                panic!("{name}: no {service}")
+            };
+            let requires = format!("Requires={}", socket.rsplit('/').next().unwrap());
+            assert!(String::from_utf8_lossy(text).contains(&requires), "{name}: {service} has no {requires}");
+        }
         for (path, overlay, text) in tree.templates() {
             assert!(path.ends_with(TEMPLATE_ENDING));
             let text = std::str::from_utf8(text).unwrap_or_else(|_| panic!("{name}: {path} is not UTF-8"));
