@@ -50,6 +50,7 @@ impl Scripts {
             let entry = entry.unwrap();
             let text = std::fs::read_to_string(entry.path()).unwrap();
             let text = text
+                .replace("/etc/mysql", self.path("mysql").to_str().unwrap())
                 .replace("/etc/kiln/node.env", self.path("node.env").to_str().unwrap())
                 .replace("/run/kiln-openstack", self.path("tokens").to_str().unwrap());
             self.write(&format!("{to}/{}", entry.file_name().to_str().unwrap()), &text);
@@ -312,4 +313,25 @@ fn guests_are_listed_with_those_that_are_shut_down() {
         .output()
         .unwrap();
     assert!(!failed.status.success() && failed.stdout.is_empty(), "who cannot say says nothing");
+}
+
+#[test]
+fn a_statement_that_fails_is_not_shown_with_its_password() {
+    let scripts = Scripts::new("9.1", &["galera"]);
+    // As MariaDB 10.11.19 does.
+    let client = r#"#!/bin/bash
+said=$(cat)
+[[ $* != *"do 1"* && $said != *IDENTIFIED* ]] && echo 0 && exit
+printf -- '--------------\n%s\n--------------\n\nERROR 1047 (08S01) at line 1: WSREP has not yet prepared node\n' "$said" >&2
+exit 1
+"#;
+    scripts.write("bin/mysql", client);
+    scripts.write("bin/sleep", "#!/bin/bash\n");
+    scripts.write("secrets/database.password", "hush");
+    scripts.write("mysql/kiln-accounts.sql", "GRANT USAGE ON *.* TO 'kiln_check'@'%' IDENTIFIED BY 'hush';\n");
+    let why = "ERROR 1047 (08S01) at line 1: WSREP has not yet prepared node";
+    assert_eq!(scripts.run("galera/accounts", &[], ""), (1, format!("the accounts cannot be made: {why}")));
+    let make = ["make", "nova/database", "nova", "nova"];
+    let refused = format!("the database refuses nova's account: {why}");
+    assert_eq!(scripts.run("../openstack/database", &make, ""), (1, refused));
 }
