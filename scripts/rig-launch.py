@@ -13,6 +13,8 @@ rig-launch.py tokens VIP
     A token each second, as `openstack token issue` asks for it; a line of milliseconds for each that was given.
 rig-launch.py upload|read VIP CONTROLLER NAME
     An image of that name goes through that controller's own glance, or comes back from it as it was.
+rig-launch.py where VIP
+    The compute that the guest is on.
 
 Python's own modules only: it runs where no OpenStack client is installed.
 """
@@ -292,6 +294,10 @@ def main():
     password = os.environ["KILN_ADMIN_PASSWORD"]
     if verb == "launch":
         launch(Cloud(vip, password), *rest)
+        return
+    if verb == "where":
+        servers = Cloud(vip, password).call("GET", "compute", "/servers/detail")["servers"]
+        print([s["OS-EXT-SRV-ATTR:host"] for s in servers if s["name"] == "guest"][0])
         return
     if verb in ("upload", "read"):
         carry(Cloud(vip, password), verb, *rest)

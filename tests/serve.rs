@@ -122,6 +122,7 @@ fn store_clustered(
         cmdline: vec!["console=ttyS0".into()],
         systems: vec![],
         secrets: vec!["galera.sst".into()],
+        certificates: vec!["peers".into()],
         controller: false,
         clustered,
         epoch: 1,
@@ -403,6 +404,7 @@ impl Node {
             credential,
             key: sign::public_text(&self.key.verifying_key()),
             signature: BASE64.encode(self.key.sign(&statement).to_bytes()),
+            certificates: ["peers", "others"].map(|name| (name.to_string(), csr.clone())).into(),
             csr,
             last_generation: 0,
         };
@@ -424,6 +426,7 @@ fn report(phase: Phase) -> Report {
         running: vec![],
         order: None,
         drain: None,
+        moves: false,
     }
 }
 
@@ -450,6 +453,7 @@ fn a_node_boots_registers_and_reports_over_pinned_tls() {
 
     assert_eq!(node.register(&server, place.id, Some("guess".into())).unwrap_err().0, 403);
     let answer = node.register(&server, place.id, go.credential.clone()).unwrap();
+    assert_eq!(answer.certificates.keys().collect::<Vec<_>>(), ["peers"], "those that the image names");
     assert_eq!((answer.generation, answer.view.node.name.as_str()), (1, "test1"));
     assert_eq!(answer.secrets, [("galera.sst".to_string(), "hush".to_string())].into(), "its systems' only");
     let identity = node.identity(&answer.certificate);

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-const COMMON: &str = "overlays/common";
+/// The later one wins.
+const OVERLAYS: [&str; 2] = ["overlays/common", "overlays/zed"];
 
 /// The scripts of some systems with what they need around them, below a folder of the test's own.
 struct Scripts {
@@ -29,12 +30,13 @@ impl Scripts {
         for user in ["nova", "neutron"] {
             std::fs::write(scripts.path(&format!("secrets/{user}.password")), "hush").unwrap();
         }
-        let top = Path::new(env!("CARGO_MANIFEST_DIR")).join(COMMON);
-        let openstack = top.join("openstack/rootfs/usr/lib/kiln/openstack");
-        scripts.install(&openstack, "openstack");
-        for system in systems {
-            let from = top.join(format!("{system}/rootfs/usr/lib/kiln/systems/{system}"));
-            scripts.install(&from, &format!("systems/{system}"));
+        for overlay in OVERLAYS {
+            let top = Path::new(env!("CARGO_MANIFEST_DIR")).join(overlay);
+            scripts.install(&top.join("openstack/rootfs/usr/lib/kiln/openstack"), "openstack");
+            for system in systems {
+                let from = top.join(format!("{system}/rootfs/usr/lib/kiln/systems/{system}"));
+                scripts.install(&from, &format!("systems/{system}"));
+            }
         }
         scripts
     }
@@ -45,6 +47,9 @@ impl Scripts {
 
     /// Copies a folder's scripts; what they name of the machine is this test's.
     fn install(&self, from: &Path, to: &str) {
+        if !from.is_dir() {
+            return;
+        }
         std::fs::create_dir_all(self.path(to)).unwrap();
         for entry in std::fs::read_dir(from).unwrap() {
             let entry = entry.unwrap();
@@ -63,8 +68,9 @@ impl Scripts {
         std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// Exit status and the last line.
+    /// Exit status and the last line. `guests`: the word, and which one after a blank.
     fn run(&self, script: &str, arguments: &[&str], guests: &str) -> (i32, String) {
+        let (guests, word) = guests.split_once(' ').unwrap_or((guests, "7"));
         let path = std::env::var("PATH").unwrap();
         let output = Command::new(self.path("systems").join(script))
             .args(arguments)
@@ -72,6 +78,10 @@ impl Scripts {
             .env("PATH", format!("{}:{path}", self.path("bin").display()))
             .env("KILN_SECRETS", self.path("secrets"))
             .env("KILN_GUESTS", guests)
+            .env("KILN_WORD", word)
+            .env("SEEN", self.path("seen"))
+            .env("PKI", self.path("pki"))
+            .env("TAKEN", self.path("taken/certificates"))
             .env("NOTED", self.path("noted"))
             .output()
             .unwrap();
@@ -258,6 +268,189 @@ fn guests_that_ran_are_shut_down_and_started_again_and_no_others() {
     let nova = nova.lock().unwrap();
     assert_eq!((nova.guests[A], nova.guests[C], &nova.reason), (("active", ""), ("stopped", ""), &None));
     assert!(scripts.noted().is_empty());
+}
+
+/// A nova of which guests are moved from one compute.
+#[derive(Default)]
+struct Mover {
+    /// Of those that are here: vm_state, task_state, power_state.
+    here: BTreeMap<&'static str, (&'static str, &'static str, u8)>,
+    /// What it answers to a move.
+    answers: u16,
+    disabled: bool,
+    aborted: u32,
+}
+
+impl Mover {
+    fn answer(&mut self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let path = path.strip_prefix("/v2.1/").unwrap();
+        if let Some(query) = path.strip_prefix("servers?") {
+            let mut filters = query.split('&').filter(|f| !f.starts_with("status="));
+            assert_eq!(filters.by_ref().collect::<Vec<_>>(), ["all_tenants=1", "host=compute1", "limit=200"]);
+            let all = !query.contains("status=");
+            let shown = self.here.iter().filter(|(_, (state, ..))| all || ["stopped", "suspended"].contains(state));
+            let shown: Vec<Value> = shown.map(|(id, _)| json!({"id": id, "name": "x\", \"id\": \"0"})).collect();
+            return (200, json!({"servers": shown}));
+        }
+        let parts: Vec<&str> = path.split(['?', '/']).collect();
+        match (method, parts.as_slice()) {
+            ("GET", ["os-services", _]) => {
+                let status = if self.disabled { "disabled" } else { "enabled" };
+                (200, json!({"services": [{"binary": "nova-compute", "status": status, "state": "up"}]}))
+            }
+            ("PUT", ["os-services", "disable-log-reason"]) => {
+                self.disabled = true;
+                (200, json!({}))
+            }
+            ("GET", ["servers", id]) => {
+                let Some((state, task, power)) = self.here.get(id) else { return (404, json!({})) };
+                let task = if task.is_empty() { Value::Null } else { json!(task) };
+                let server = json!({"id": id, "name": &id[..3], "OS-EXT-STS:power_state": power,
+                    "OS-EXT-STS:task_state": task, "OS-EXT-STS:vm_state": state});
+                (200, json!({"server": server}))
+            }
+            ("POST", ["servers", id, "action"]) => {
+                assert_eq!(*body, json!({"os-migrateLive": {"host": null, "block_migration": "auto"}}));
+                let guest = self.here.get_mut(id).unwrap();
+                assert_eq!(guest.1, "", "nova would answer 409");
+                if self.answers == 202 {
+                    guest.1 = "migrating";
+                }
+                (self.answers, Value::Null)
+            }
+            ("GET", ["servers", _, "os-instance-actions"]) => {
+                (200, json!({"instanceActions": [{"request_id": "req-2"}, {"request_id": "req-1"}]}))
+            }
+            ("GET", ["servers", _, "os-instance-actions", "req-2"]) => {
+                let events = json!([{"details": null}, {"details": "No valid host was found. "}]);
+                (200, json!({"instanceAction": {"events": events}}))
+            }
+            ("GET", ["servers", id, "migrations"]) => (200, json!({"migrations": [{"id": 31, "server_uuid": id}]})),
+            ("DELETE", ["servers", _, "migrations", "31"]) => {
+                self.aborted += 1;
+                (202, Value::Null)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn mover(host: &'static str) -> (Scripts, Arc<Mutex<Mover>>) {
+    let here = [(A, ("active", "", 1)), (B, ("paused", "", 3)), (C, ("stopped", "", 4))].into();
+    let nova = Arc::new(Mutex::new(Mover { here, answers: 202, ..Mover::default() }));
+    let shared = nova.clone();
+    serve(host, 5000, |_, _, _| (404, json!({})));
+    serve(host, 8774, move |method, path, body| shared.lock().unwrap().answer(method, path, body));
+    (Scripts::new(host, &["nova-compute"]), nova)
+}
+
+const NEXT: &str = "next: have nova move it, or --guests stop or lose";
+
+#[test]
+fn guests_are_moved_one_after_the_other_and_those_that_are_shut_down_stay() {
+    let (scripts, nova) = mover("71.6");
+    let migrate = || scripts.run("nova-compute/migrate", &[], "migrate");
+    let here = |id: &str| nova.lock().unwrap().here[id].1;
+    let leaves = |id: &str| nova.lock().unwrap().here.remove(id);
+    assert_eq!(migrate(), (75, "guest aaa is told to move, 2 are still here".into()));
+    assert!(nova.lock().unwrap().disabled, "else nova would send others");
+    assert_eq!(migrate(), (75, "guest aaa is migrating, 2 are still here".into()));
+    assert_eq!((here(A), here(B)), ("migrating", ""));
+    leaves(A);
+    assert_eq!(migrate(), (75, "guest bbb is told to move, 1 are still here".into()));
+    // A new one that was on its way here when the word came.
+    nova.lock().unwrap().here.insert(A, ("building", "spawning", 0));
+    leaves(B);
+    assert_eq!(migrate(), (75, "guest aaa is spawning, 1 are still here".into()));
+    nova.lock().unwrap().here.insert(A, ("error", "", 0));
+    assert_eq!(migrate(), (0, String::new()), "it does not run");
+    assert_eq!(nova.lock().unwrap().here.keys().copied().collect::<Vec<_>>(), [A, C]);
+}
+
+#[test]
+fn a_guest_that_cannot_be_moved_is_named_with_nova_s_reason() {
+    let (scripts, nova) = mover("71.7");
+    let migrate = |word: &str| scripts.run("nova-compute/migrate", &[], &format!("migrate {word}"));
+    let set = |id, state| nova.lock().unwrap().here.insert(id, state);
+    for _ in 0..2 {
+        assert_eq!(migrate("7").0, 75);
+        set(A, ("active", "", 1));
+    }
+    let failed = (1, format!("guest aaa ({A}) cannot be moved: No valid host was found. ; {NEXT}"));
+    assert_eq!(migrate("7"), failed);
+    assert_eq!(nova.lock().unwrap().here[B].1, "", "the others stay where they are");
+    // A new word tries anew. What nova refuses counts as a try, what it cannot answer does not.
+    nova.lock().unwrap().answers = 503;
+    for _ in 0..4 {
+        assert!(migrate("8").1.ends_with("/action answers 503"));
+    }
+    nova.lock().unwrap().answers = 400;
+    assert_eq!([migrate("8").0, migrate("8").0], [75, 75]);
+    assert_eq!(migrate("8"), failed);
+    set(A, ("rescued", "", 1));
+    assert_eq!(migrate("9"), (1, format!("guest aaa ({A}) is rescued, and nova moves none such; {NEXT}")));
+}
+
+#[test]
+fn a_guest_has_half_an_hour() {
+    let (scripts, nova) = mover("71.8");
+    nova.lock().unwrap().here.insert(A, ("active", "migrating", 1));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let since = |minutes: u64| {
+        std::fs::create_dir_all(scripts.path("seen")).unwrap();
+        std::fs::write(scripts.path("seen/7"), format!("{A} {} here\n{A} {now} told\n", now - minutes * 60)).unwrap();
+        scripts.run("nova-compute/migrate", &[], "migrate")
+    };
+    assert_eq!(since(29), (75, "guest aaa is migrating, 2 are still here".into()));
+    assert_eq!(since(30), (1, format!("guest aaa ({A}) is still here after 30 minutes; {NEXT}")));
+    assert_eq!(nova.lock().unwrap().aborted, 1);
+}
+
+#[test]
+fn certificates_are_put_in_place_and_renewed_ones_are_taken_over() {
+    let scripts = Scripts::new("71.9", &["libvirt"]);
+    let block = |what: &str, text: &str| format!("-----BEGIN {what}-----\n{text}\n-----END {what}-----\n");
+    let pem = |name: &str, number: u32| {
+        let parts = [("PRIVATE KEY", "key"), ("CERTIFICATE", "own"), ("CERTIFICATE", "authority")];
+        let text: String = parts.map(|(what, part)| block(what, &format!("{name} {part} {number}"))).concat();
+        std::fs::write(scripts.path(&format!("secrets/{name}.pem")), text).unwrap();
+    };
+    // Owners are root's to set.
+    scripts.write("bin/install", "#!/bin/bash\nwhile [ $# -gt 0 ]; do case $1 in -o | -g) shift ;; *) a+=(\"$1\") ;; esac; shift; done\nexec /usr/bin/install \"${a[@]}\"\n");
+    let says = |program: &str, status: u32| {
+        let log = scripts.path(program).display().to_string();
+        scripts.write(&format!("bin/{program}"), &format!("#!/bin/sh\necho $* >>{log}\nexit {status}\n"));
+    };
+    let run = |script: &str| scripts.run(&format!("libvirt/{script}"), &[], "").0;
+    let file = |name: &str| {
+        let path = scripts.path("pki").join(name);
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        (std::fs::read_to_string(path).unwrap(), mode)
+    };
+    (pem("libvirt", 1), pem("qemu", 1), says("systemctl", 3), says("virt-admin", 1));
+    assert_ne!(run("certificates.check"), 0);
+    assert_eq!((run("certificates"), run("certificates.check")), (0, 0), "libvirtd will read them when it starts");
+    assert_eq!(file("CA/cacert.pem"), (block("CERTIFICATE", "libvirt authority 1"), 0o644));
+    for end in ["server", "client"] {
+        assert_eq!(file(&format!("libvirt/{end}cert.pem")), (block("CERTIFICATE", "libvirt own 1"), 0o644));
+        assert_eq!(file(&format!("libvirt/private/{end}key.pem")), (block("PRIVATE KEY", "libvirt key 1"), 0o600));
+        assert_eq!(file(&format!("qemu/{end}-cert.pem")), (block("CERTIFICATE", "qemu own 1"), 0o640));
+        assert_eq!(file(&format!("qemu/{end}-key.pem")), (block("PRIVATE KEY", "qemu key 1"), 0o640));
+    }
+    assert_eq!(file("qemu/ca-cert.pem"), (block("CERTIFICATE", "qemu authority 1"), 0o640));
+    // Renewed while libvirtd runs: not taken over until it says so.
+    (pem("libvirt", 2), says("systemctl", 0));
+    assert_ne!(run("certificates.check"), 0);
+    assert_eq!((run("certificates"), run("certificates.check")), (1, 1));
+    says("virt-admin", 0);
+    assert_eq!((run("certificates"), run("certificates.check")), (0, 0));
+    assert_eq!(file("libvirt/servercert.pem").0, block("CERTIFICATE", "libvirt own 2"));
+    let told = std::fs::read_to_string(scripts.path("virt-admin")).unwrap();
+    assert_eq!(told.lines().last(), Some("-q -c libvirtd:///system server-update-tls libvirtd"));
+    // Without the file nothing is put in its place.
+    std::fs::remove_file(scripts.path("secrets/qemu.pem")).unwrap();
+    assert_ne!(run("certificates"), 0);
+    assert_eq!(file("qemu/server-key.pem").0, block("PRIVATE KEY", "qemu key 1"));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::image::manifest::{Config, Descriptor, Manifest, Preloaded};
 use crate::image::role::{ROLE_FILE, RoleFile};
 use crate::image::{sign, store::Store};
 use crate::overlay;
+use crate::recipe::System;
 use crate::recipe::lock::{LockedPackage, LockedRecipe};
 use crate::repo::family::Sources;
 use crate::repo::{self, apt, fetch};
@@ -129,7 +130,8 @@ impl Build<'_> {
             kernel: kernel_release,
             cmdline: self.locked.recipe.cmdline.clone(),
             systems: self.locked.recipe.systems.iter().map(|s| s.name.clone()).collect(),
-            secrets: secret_names(self.locked),
+            secrets: names(self.locked, |s| &s.secrets),
+            certificates: names(self.locked, |s| &s.certificates),
             controller: self.locked.recipe.systems.iter().any(|s| s.formation.is_some()),
             clustered: self.locked.recipe.systems.iter().filter_map(|s| s.clustered()).collect(),
             epoch: self.locked.lock.epoch,
@@ -465,14 +467,14 @@ fn merged(mut index: Index, items: &[squash::Item]) -> Index {
     index
 }
 
-/// `name version arch`, sorted.
-/// What of the site's secrets the role's nodes may receive.
-fn secret_names(locked: &LockedRecipe) -> Vec<String> {
+/// What the role's nodes may receive, of one kind.
+fn names(locked: &LockedRecipe, of: impl Fn(&System) -> &Vec<String>) -> Vec<String> {
     let names: std::collections::BTreeSet<String> =
-        locked.recipe.systems.iter().flat_map(|s| s.secrets.iter().cloned()).collect();
+        locked.recipe.systems.iter().flat_map(|s| of(s).iter().cloned()).collect();
     names.into_iter().collect()
 }
 
+/// `name version arch`, sorted.
 fn package_list(locked: &LockedRecipe) -> Vec<String> {
     let one = |p: &LockedPackage| format!("{} {} {}", p.name, p.version, p.arch);
     let mut all: Vec<String> = locked.lock.packages.iter().map(one).collect();

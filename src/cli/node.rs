@@ -60,7 +60,12 @@ enum Verb {
     /// Say that a silent node is off: what it held is free, and what it says afterwards counts no more
     Fence { node: String },
     /// Let no new guests come to a node, until `undrain`
-    Drain { node: String },
+    Drain {
+        node: String,
+        /// What happens to guests that run there
+        #[arg(long, value_enum, default_value_t = DrainArg::Stay)]
+        guests: DrainArg,
+    },
     /// Let guests come again
     Undrain { node: String },
     /// Order a node to be booted anew from its image, once; refused where that would hurt
@@ -129,21 +134,15 @@ struct RiskArg {
 }
 
 impl RiskArg {
-    fn risk(self) -> Result<Risk> {
-        if matches!(self.guests, Some(GuestsArg::Migrate)) {
-            let next = "next: move them by nova, or --guests stop or lose";
-            return Err(error(
-                Exit::Usage,
-                format!("--guests migrate is not built: computes cannot reach one another; {next}"),
-            ));
-        }
-        Ok(Risk {
+    fn risk(self) -> Risk {
+        Risk {
             giver: giver(),
             force: self.force,
             destroy: self.destroy_last_copy,
             lose_guests: matches!(self.guests, Some(GuestsArg::Lose)),
             stop_guests: matches!(self.guests, Some(GuestsArg::Stop)),
-        })
+            migrate_guests: matches!(self.guests, Some(GuestsArg::Migrate)),
+        }
     }
 }
 
@@ -155,9 +154,16 @@ pub(super) fn giver() -> String {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
+enum DrainArg {
+    /// They go on there
+    Stay,
+    /// They are moved to other nodes, running
+    Migrate,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
 enum GuestsArg {
-    /// Not built
-    #[value(hide = true)]
+    /// They are moved to other nodes before, running; if one cannot be, the order has failed
     Migrate,
     /// They are shut down before, and started again after; their disks stay
     Stop,
@@ -210,7 +216,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
         }
         Verb::Hold { node, reason } => socket.order_and_say(&Request::Hold { node, reason }),
         Verb::Fence { node } => socket.order_and_say(&Request::Fence { node }),
-        Verb::Drain { node } => socket.order_and_say(&Request::Drain { node, giver: giver() }),
+        Verb::Drain { node, guests } => {
+            let migrate = matches!(guests, DrainArg::Migrate);
+            socket.order_and_say(&Request::Drain { node, giver: giver(), migrate })
+        }
         Verb::Undrain { node } => socket.order_and_say(&Request::Undrain { node }),
         Verb::Unhold { node } => socket.order_and_say(&Request::Unhold { node }),
         Verb::Reimage { node, image, disks, via, expires, risk, wait, timeout } => {
@@ -218,7 +227,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
             let path = format!("/api/node/{}", segment(&node)?);
             let disks = if matches!(disks, DisksArg::Wipe) { Disks::Wipe } else { Disks::Keep };
             let via = if matches!(via, ViaArg::Kexec) { Via::Kexec } else { Via::Reboot };
-            let request = Request::Reimage { node, image, disks, via, expires_secs, risk: risk.risk()? };
+            let request = Request::Reimage { node, image, disks, via, expires_secs, risk: risk.risk() };
             let done = socket.order(&request)?;
             output::text(&(done.changes.join("\n") + "\n"))?;
             match done.order.filter(|_| wait) {
@@ -228,11 +237,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
         }
         Verb::Cancel { order, failed } => socket.order_and_say(&Request::Cancel { order, failed }),
         Verb::Replace { node, mac, disk, risk } => {
-            socket.order_and_say(&Request::Replace { node: node.clone(), macs: mac, disk, risk: risk.risk()? })?;
+            socket.order_and_say(&Request::Replace { node: node.clone(), macs: mac, disk, risk: risk.risk() })?;
             output::text(&format!("next: write the same of {node} into the site file; kiln site apply would undo it\n"))
         }
         Verb::Rm { node, risk } => {
-            socket.order_and_say(&Request::Remove { node: node.clone(), risk: risk.risk()? })?;
+            socket.order_and_say(&Request::Remove { node: node.clone(), risk: risk.risk() })?;
             output::text(&format!("next: take {node} out of the site file; kiln site apply would bring it back\n"))
         }
     }
@@ -334,7 +343,7 @@ fn wait_order(socket: &SocketArg, path: &str, id: &str, limit: Duration) -> Resu
         };
         match order.end {
             Some(End::Ready) => return output::text(&format!("{name} is ready\n")),
-            Some(end) => anyhow::bail!("order {id} of node {name} ended: {}", end.word()),
+            Some(_) => anyhow::bail!("order {id} of node {name} ended: {}", order.state),
             None if Instant::now() >= end => {
                 let (state, status) = (order.state, node.line.status);
                 anyhow::bail!("order {id} of node {name} after {} s: {state}; the node is {status}", limit.as_secs());

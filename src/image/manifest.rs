@@ -123,6 +123,9 @@ pub struct Config {
     /// Names of the site's secrets that those systems may receive, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
+    /// Names of the certificates that they may receive, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<String>,
     /// Whether a node of it is a controller: one of its systems has a formation.
     pub controller: bool,
     /// Of those systems, the ones on which several nodes must agree.

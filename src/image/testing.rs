@@ -38,6 +38,7 @@ pub fn image_of(release: &str, role: &str, number: u8, layer: Vec<u8>) -> TestIm
         cmdline: vec!["console=ttyS0".into()],
         systems: vec!["environment".into()],
         secrets: vec![],
+        certificates: vec![],
         controller: false,
         clustered: vec![],
         epoch: 1_700_000_000,

@@ -155,7 +155,7 @@ impl Agent {
             self.place(&earlier)?;
             return Ok((earlier, true));
         }
-        match register::register(&self.handover).context("registering") {
+        match register::register(&self.handover, &self.role.systems).context("registering") {
             Ok(new) => {
                 self.follow_clock(new.answer.now_ms);
                 self.place(&new)?;
@@ -179,7 +179,7 @@ impl Agent {
         if let Err(e) = repositories::place(&self.role, &self.handover) {
             eprintln!("telling yum where its repositories are: {e:#}");
         }
-        place::place(&self.role, &registration.answer, &mut |text| self.console.say(text))
+        place::place(&self.role, registration, &mut |text| self.console.say(text))
     }
 
     fn follow_clock(&self, server_now_ms: u64) {
@@ -265,11 +265,13 @@ impl Agent {
                     registers = Registers { renewal: new.renewal(), failures: 0, running: false, needed: false };
                     eprintln!("registered, generation {}", new.answer.generation);
                     self.follow_clock(new.answer.now_ms);
-                    // What it brought beside the certificate counts from the next boot on, except for
-                    // a boot that began without the server.
-                    if node.is_offline()
-                        && let Err(e) = place::place(&self.role, &new.answer, &mut |text| self.console.say(text))
-                    {
+                    // What it brought beside certificates counts from the next boot on, except for a boot
+                    // that began without the server.
+                    let placed = match node.is_offline() {
+                        true => place::place(&self.role, &new, &mut |text| self.console.say(text)),
+                        false => place::certificates(&self.role, &new),
+                    };
+                    if let Err(e) = placed {
                         eprintln!("putting the server's answer in place: {e:#}");
                     }
                     link.renew(&new)?;
@@ -324,7 +326,7 @@ impl Agent {
         }
         let (scripts, sender) = (scripts.clone(), self.sender.clone());
         std::thread::spawn(move || {
-            let work = AssertUnwindSafe(|| scripts.drain(systems.iter().map(String::as_str), task.guests));
+            let work = AssertUnwindSafe(|| scripts.drain(systems.iter().map(String::as_str), &task));
             let outcome = catch_unwind(work).unwrap_or(Outcome::Failed("kiln-node panicked".into()));
             let _ = sender.send(Event::Drained(task, outcome));
         });
@@ -349,7 +351,8 @@ impl Agent {
         let seq = said.as_ref().map_or(0, |r| r.seq);
         let order = self.handover.go.order.as_ref().map(|o| o.id.clone());
         let (running, drain) = (node.running_steps(), drains.report());
-        let report = Report { phase, detail, systems, leaving, seq, running, order, drain };
+        let moves = self.role.systems.iter().any(|s| scripts.has(&s.name, "migrate"));
+        let report = Report { phase, detail, systems, leaving, seq, running, order, drain, moves };
         if said.as_ref() == Some(&report) {
             return None;
         }
@@ -387,10 +390,10 @@ impl Agent {
     /// Registers after a pause, beside the main loop.
     fn register_later(&self, registers: &mut Registers, pause: Duration) {
         registers.running = true;
-        let (handover, sender) = (self.handover.clone(), self.sender.clone());
+        let (handover, sender, systems) = (self.handover.clone(), self.sender.clone(), self.role.systems.clone());
         std::thread::spawn(move || {
             std::thread::sleep(pause);
-            let _ = sender.send(Event::Registered(register::register(&handover)));
+            let _ = sender.send(Event::Registered(register::register(&handover, &systems)));
         });
     }
 }

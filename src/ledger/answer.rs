@@ -28,6 +28,12 @@ pub fn boot(state: &State, node: &str, request: &BootRequest, credential: &str, 
     })
 }
 
+/// The names of the certificates that a node's systems may receive.
+pub fn certificates<'a>(state: &'a State, node: &str) -> &'a [String] {
+    let image = state.site_node(node).and_then(|n| state.image_for(n));
+    image.map(|i| i.certificates.as_slice()).unwrap_or_default()
+}
+
 /// The secrets that a node's systems may receive, of those that the server has.
 pub fn secrets(state: &State, node: &str, all: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let Some(image) = state.site_node(node).and_then(|n| state.image_for(n)) else { return BTreeMap::new() };

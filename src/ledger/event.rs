@@ -47,6 +47,9 @@ pub struct UsedImage {
     /// Names of the site's secrets that its systems may receive.
     #[serde(default)]
     pub secrets: Vec<String>,
+    /// Names of the certificates that they may receive.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<String>,
 }
 
 /// Which question an answer was for.
@@ -313,6 +316,9 @@ pub enum Event {
         order: String,
         node: String,
         end: End,
+        /// If there is more to say.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
     },
     /// A boot of the node was let go on; `attempt`: how many have since its last register or order.
     BootCounted {
@@ -376,6 +382,9 @@ pub enum Event {
     NodeDrained {
         node: String,
         giver: String,
+        /// And those that run are moved to other nodes.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        migrate: bool,
     },
     NodeUndrained {
         node: String,

@@ -77,6 +77,7 @@ fn of(event: &Event) -> Option<Chain<'_>> {
             }
             shown.push(("guests may be lost", if order.lose_guests { "yes".into() } else { String::new() }));
             shown.push(("guests are shut down", if order.stop_guests { "yes".into() } else { String::new() }));
+            shown.push(("guests are moved", if order.migrate_guests { "yes".into() } else { String::new() }));
             Chain {
                 asked: format!("reimage, disks {}, asked by {}", order.disks.word(), order.giver),
                 facts: shown,

@@ -105,6 +105,8 @@ pub struct Reported {
     /// By the system that they live in.
     pub guests: Arc<BTreeMap<String, Guests>>,
     pub drain: Option<DrainReport>,
+    /// Guests can be moved from it and to it.
+    pub moves: bool,
 }
 
 /// Others' machines in one system, by name.
@@ -141,6 +143,7 @@ impl Reported {
             healthy: Arc::new(healthy.collect()),
             guests: Arc::new(Guests::of(&report.systems)),
             drain: report.drain.clone(),
+            moves: report.moves,
         }
     }
 }

@@ -202,6 +202,9 @@ pub struct RegisterRequest {
     /// ledger that knows a smaller one was lost or taken from a backup.
     #[serde(default)]
     pub last_generation: u64,
+    /// PEM requests for the certificates that this role's systems name, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub certificates: BTreeMap<String, String>,
 }
 
 /// What the state disk's key signs at a register. The boot id makes a replay useless: a boot id
@@ -220,7 +223,19 @@ pub struct RegisterAnswer {
     pub view: crate::site::view::View,
     /// Secrets of the role's systems only: dotted name -> value.
     pub secrets: BTreeMap<String, String>,
+    /// Of those that were asked for, the ones that the role's systems name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub certificates: BTreeMap<String, PeerCertificate>,
     pub now_ms: u64,
+}
+
+/// By what nodes know one another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerCertificate {
+    /// PEM; names node and address.
+    pub certificate: String,
+    /// PEM: who signs these, and nothing else.
+    pub authority: String,
 }
 
 /// `POST /v1/report` over TLS with the generation's certificate: at every change, and at least
@@ -248,6 +263,9 @@ pub struct Report {
     /// How far what it was told of its guests is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainReport>,
+    /// Guests can be moved from here, and to here from nodes that say the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moves: bool,
 }
 
 /// What a node is told of its guests.
@@ -265,6 +283,8 @@ pub enum Drain {
     Stay,
     /// Nor do those that are there run: they are shut down, and it is remembered who ran.
     Stop,
+    /// Nor do those that run stay: they are moved to other nodes, running. Told only who can ([`Report::moves`]).
+    Migrate,
     /// As before: new ones may come, and those that ran are started.
     Back,
 }
@@ -274,6 +294,9 @@ pub enum Drain {
 pub struct DrainReport {
     pub number: u64,
     pub done: bool,
+    /// It will not be, and is not tried any more: `detail` says why.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed: bool,
     /// One line: what it waits for.
     #[serde(default)]
     pub detail: String,

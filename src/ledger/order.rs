@@ -33,6 +33,9 @@ pub struct Order {
     /// They are shut down before the node restarts, and started again after the order.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stop_guests: bool,
+    /// They are moved to other nodes before the node restarts; if one cannot be, the order has failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub migrate_guests: bool,
     /// The rollout that gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<String>,
@@ -46,7 +49,7 @@ pub enum End {
     Ready,
     Cancelled,
     Expired,
-    /// It was under way and will not get ready, by the operator's word.
+    /// It was under way and will not get ready, by the operator's word; or guests could not be moved.
     Failed,
 }
 
@@ -78,6 +81,8 @@ pub struct OrderState {
     /// The ledger was not the newest since it was given: it wipes nothing any more.
     pub doubted: bool,
     pub ended: Option<End>,
+    /// Why it ended so, if that says more.
+    pub reason: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +94,8 @@ pub struct Begun {
 impl OrderState {
     pub fn new(order: Order, rev: u64) -> OrderState {
         let (booted, begun, registered, ended) = (None, None, None, None);
-        OrderState { order, rev, booted, begun, registered, made: false, doubted: false, ended }
+        let reason = String::new();
+        OrderState { order, rev, booted, begun, registered, made: false, doubted: false, ended, reason }
     }
 
     pub fn is_open(&self) -> bool {
@@ -99,6 +105,11 @@ impl OrderState {
     /// It cannot be taken back by time going by: a disk was touched, or its boot has registered.
     pub fn is_under_way(&self) -> bool {
         self.begun.is_some() || self.registered.is_some()
+    }
+
+    /// It waits until the node's guests are gone, before its boot.
+    pub fn drains(&self) -> bool {
+        self.order.stop_guests || self.order.migrate_guests
     }
 
     /// Whether this boot goes by it.

@@ -79,6 +79,8 @@ pub struct NodeState {
     pub order: Option<OrderState>,
     /// The operator's word: no new guests come.
     pub drained: bool,
+    /// And those that run are moved to other nodes.
+    pub migrates: bool,
     /// Revision of the last word on its guests; `None`: all is as it was before any.
     pub drain: Option<u64>,
     /// What an order made it boot instead of its role's image; until the role gets another one.
@@ -327,7 +329,7 @@ impl State {
                 }
                 let state = self.node_mut(node);
                 (state.approved, state.credential, state.held, state.image) = (false, None, None, None);
-                (state.drained, state.drain) = (false, None);
+                (state.drained, state.migrates, state.drain) = (false, false, None);
                 // Whatever it still says is nobody's word.
                 let session = state.session.take();
                 session.map(|s| self.fingerprints.remove(&s.fingerprint));
@@ -417,9 +419,13 @@ impl State {
                     session.left = *leaving;
                 }
             }
-            Event::NodeDrained { node, .. } | Event::NodeUndrained { node } => {
+            Event::NodeDrained { node, migrate, .. } => {
                 let state = self.node_mut(node);
-                (state.drained, state.drain) = (matches!(event, Event::NodeDrained { .. }), Some(rev));
+                (state.drained, state.migrates, state.drain) = (true, *migrate, Some(rev));
+            }
+            Event::NodeUndrained { node } => {
+                let state = self.node_mut(node);
+                (state.drained, state.migrates, state.drain) = (false, false, Some(rev));
             }
             Event::DrainUndone { node, number } => {
                 self.node_mut(node).drain.take_if(|n| n == number);
@@ -455,10 +461,11 @@ impl State {
                 ours.for_each(|r| Arc::make_mut(r).given.push((order.node.clone(), order.id.clone())));
                 self.forget_attempts(&order.node);
                 let state = self.node_mut(&order.node);
-                state.order = Some(OrderState::new((**order).clone(), rev));
-                if order.stop_guests {
+                let known = OrderState::new((**order).clone(), rev);
+                if known.drains() {
                     state.drain = Some(rev);
                 }
+                state.order = Some(known);
             }
             Event::OrderBooted { order, node, boot_id } => {
                 if let Some(known) = self.order_mut(node, order) {
@@ -470,15 +477,15 @@ impl State {
                     known.begun = Some(Begun { boot_id: boot_id.clone(), disk: disk.clone() });
                 }
             }
-            Event::OrderEnded { order, node, end } => {
+            Event::OrderEnded { order, node, end, reason } => {
                 self.open_orders.remove(order);
                 self.forget_attempts(node);
                 let role = self.site_node(node).map(|n| n.role.clone()).unwrap_or_default();
                 let current = self.image_of(&role).map(|i| i.id);
                 let state = self.node_mut(node);
                 let Some(known) = state.order.as_mut().filter(|o| o.order.id == *order) else { return };
-                known.ended = Some(*end);
-                if known.order.stop_guests {
+                (known.ended, known.reason) = (Some(*end), reason.clone());
+                if known.drains() {
                     state.drain = Some(rev);
                 }
                 if *end == End::Ready {

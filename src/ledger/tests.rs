@@ -166,7 +166,7 @@ proptest! {
                 4 => Command::Register {
                     request: Box::new(RegisterRequest {
                         node, mac, boot_id, image, version: text.clone(), credential: Some(text.clone()),
-                        key: text.clone(), signature: text.clone(), csr: text, last_generation: now,
+                        key: text.clone(), signature: text.clone(), csr: text, last_generation: now, certificates: Default::default(),
                     }),
                     source,
                     issued: None,
@@ -174,7 +174,7 @@ proptest! {
                 },
                 _ => Command::Report {
                     fingerprint: Digest([last; 32]),
-                    report: Report { phase: Phase::Ready, detail: text, systems: vec![], leaving: false, seq: 0, running: vec![], order: None, drain: None },
+                    report: Report { phase: Phase::Ready, detail: text, systems: vec![], leaving: false, seq: 0, running: vec![], order: None, drain: None, moves: false },
                 },
             };
             let caused = match decide(&state, &live, &command, now) {

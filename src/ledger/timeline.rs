@@ -76,7 +76,7 @@ pub fn line(event: &Event) -> String {
         Event::OrderRefused { wanted, reason, .. } => format!("{wanted} refused: {reason}"),
         Event::OrderBooted { order, .. } => format!("boots by order {order}"),
         Event::OrderBegun { order, disk, found, .. } => format!("order {order} wipes disk {} ({found})", disk.name),
-        Event::OrderEnded { order, end, .. } => format!("order {order} ended: {}", end.word()),
+        Event::OrderEnded { order, end, reason, .. } => format!("order {order} ended: {}{}", end.word(), after(reason)),
         Event::BootCounted { attempt, excused, .. } => {
             let before = excused.as_ref().map(|why| format!(" (the one before does not count: {why})"));
             format!("boot {attempt} without a register{}", before.unwrap_or_default())
@@ -100,7 +100,8 @@ pub fn line(event: &Event) -> String {
         }
         Event::NodeRemoved { node, .. } => format!("node {node} removed"),
         Event::Forgotten { node, system, step, by } => format!("{system}/{step}: {by} has forgotten {node}"),
-        Event::NodeDrained { giver, .. } => format!("drained by {giver}: no new guests come"),
+        Event::NodeDrained { giver, migrate: false, .. } => format!("drained by {giver}: no new guests come"),
+        Event::NodeDrained { giver, .. } => format!("drained by {giver}: no new guests come, those that run are moved"),
         Event::NodeUndrained { .. } => "undrained: guests may come".into(),
         Event::DrainUndone { .. } => "guests are as before".into(),
     }

@@ -149,6 +149,7 @@ mod tests {
             controller: false,
             clustered: vec![],
             secrets: vec![],
+            certificates: vec![],
         };
         let management = Network {
             subnet: Some("10.0.0.0/24".parse().unwrap()),

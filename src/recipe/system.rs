@@ -25,6 +25,9 @@ pub struct System {
     /// Names of the site's secrets that its nodes may receive.
     #[serde(default)]
     pub secrets: Vec<String>,
+    /// Names of certificates: nodes whose systems name the same one know one another by it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<String>,
     /// Absolute folders that must outlive a reboot.
     #[serde(default)]
     pub state: Vec<String>,

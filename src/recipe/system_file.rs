@@ -9,6 +9,7 @@
 //! | `units` | systemd units, started in this order |
 //! | `ports` | TCP ports at the node's address |
 //! | `secrets` | dotted names of the site's secrets that its nodes may receive |
+//! | `certificates` | by each of these names its nodes know other nodes that have it |
 //! | `state` | absolute folders that must outlive a reboot |
 //! | `[formation] kind, dark` | `seeded` (with `dark` = `rank` or `reset`) or `static` |
 //! | `[[step]] name, scope, writes, needs, timeout` | scope `node`, `cluster` or `peer`; needs `system` or `system/step` |
@@ -78,6 +79,7 @@ fn read_system(table: &Table<'_>, expected: &str) -> (System, Places) {
         units: list(&places.units),
         ports: places.ports.iter().map(|p| p.value).collect(),
         secrets: list(&places.secrets),
+        certificates: list(&table.list("certificates", name::word)),
         state: list(&places.state),
         keeps: table.word("keeps", &[("copy", Keeps::Copy), ("sole", Keeps::Sole)]).map(|at| at.value),
         formation: formation.map(|f| f.value),
@@ -110,7 +112,8 @@ fn read_formation(table: &Table<'_>) -> Option<At<Formation>> {
 }
 
 /// Names of scripts that every system has: a step of that name would be taken for one.
-const SCRIPTS: [&str; 9] = ["seed", "join", "leave", "rank", "lineage", "health", "list-guests", "drain", "undrain"];
+const SCRIPTS: [&str; 10] =
+    ["seed", "join", "leave", "rank", "lineage", "health", "list-guests", "drain", "undrain", "migrate"];
 
 fn read_step(table: &Table<'_>) -> Option<(Step, StepPlaces)> {
     let step_name = table.required("name", |text| {

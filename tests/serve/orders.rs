@@ -262,7 +262,7 @@ fn a_node_is_drained_by_a_word_or_an_order_and_told_until_it_is_done() {
         let stopped = if running.is_empty() { guests.clone() } else { vec![] };
         let (name, state, reason) = ("libvirt".to_string(), SystemState::Healthy, String::new());
         let system = SystemReport { name, state, reason, lineage: None, stranded: false, guests, stopped };
-        let drain = done.map(|number| DrainReport { number, done: true, detail: String::new() });
+        let drain = done.map(|number| DrainReport { number, done: true, failed: false, detail: String::new() });
         let report = Report { systems: vec![system], seq, drain, ..report(Phase::Ready) };
         server.say::<ReportAnswer>("/v1/report", &report, Some(&identity)).unwrap()
     };

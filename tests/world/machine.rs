@@ -172,6 +172,7 @@ impl Machine {
             running: run.node.running_steps(),
             order: self.order.clone(),
             drain: None,
+            moves: false,
         };
         if run.said.as_ref() == Some(&report) {
             return Some(report);

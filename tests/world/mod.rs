@@ -49,6 +49,7 @@ pub fn system(name: &str, after: &[&str], dark: Option<kiln::recipe::system::Dar
         units: vec![format!("{name}.service")],
         ports: vec![],
         secrets: vec![],
+        certificates: vec![],
         state: vec![],
         keeps: None,
         formation: dark.map(|dark| Formation { kind: FormationKind::Seeded, dark: Some(dark) }),
@@ -803,6 +804,7 @@ fn image(role: &Role) -> UsedImage {
         controller: false,
         clustered: role.systems.iter().filter_map(|s| s.clustered()).collect(),
         secrets: vec![],
+        certificates: vec![],
     }
 }
 

@@ -77,6 +77,7 @@ impl Registering {
             signature: String::new(),
             csr: String::new(),
             last_generation: self.last_generation,
+            certificates: Default::default(),
         }
     }
 }

@@ -41,6 +41,7 @@ pub fn look_up(store: &Store, reference: &str) -> Result<Looked> {
         controller: config.controller,
         clustered: config.clustered,
         secrets: config.secrets,
+        certificates: config.certificates,
     };
     Ok(Looked { image: used, release: config.release, role: config.role })
 }

@@ -1,6 +1,7 @@
 //! Puts what the register's answer brought in its place: names, resolvers, interfaces, the view,
 //! the secrets, the rendered templates. Idempotent: an agent that is restarted does it again.
 
+use super::register::Registration;
 use crate::image::role::{RoleFile, Template};
 use crate::join::settings;
 use crate::ledger::message::RegisterAnswer;
@@ -33,7 +34,8 @@ pub fn secrets_dir(system: &str) -> PathBuf {
 }
 
 /// Everything, in the order in which the later parts need the earlier ones.
-pub fn place(role: &RoleFile, answer: &RegisterAnswer, say: &mut dyn FnMut(&str)) -> Result<()> {
+pub fn place(role: &RoleFile, registration: &Registration, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let answer = &registration.answer;
     let view = &answer.view;
     name_node(&view.node.name)?;
     write_changed(Path::new("/etc/hosts"), settings::hosts(view).as_bytes(), 0, 0, 0o644)?;
@@ -48,6 +50,7 @@ pub fn place(role: &RoleFile, answer: &RegisterAnswer, say: &mut dyn FnMut(&str)
     for system in &role.systems {
         write_secrets(system, &answer.secrets)?;
     }
+    certificates(role, registration)?;
     let mut units = false;
     for template in &role.templates {
         units |= render_one(role, template, answer)? && settings::is_unit(&template.path);
@@ -96,12 +99,7 @@ fn interface(network: &str, mac: &str, mtu: Option<u32>) -> Result<()> {
 /// One file a secret, for this system's scripts only. A secret that it may have and the site does
 /// not hold is an error here, not a riddle later.
 fn write_secrets(system: &System, secrets: &BTreeMap<String, String>) -> Result<()> {
-    let dir = secrets_dir(&system.name);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .with_context(|| format!("making {}", dir.display()))?;
+    let dir = make_secrets_dir(system)?;
     for name in &system.secrets {
         let secret =
             secrets.get(name).ok_or_else(|| anyhow!("server sent no secret {name} of system {}", system.name))?;
@@ -109,6 +107,33 @@ fn write_secrets(system: &System, secrets: &BTreeMap<String, String>) -> Result<
             return Err(anyhow!("secret name {name:?} is not a file name"));
         }
         files::write_atomic(&dir.join(name), secret.as_bytes(), 0o600)?;
+    }
+    Ok(())
+}
+
+fn make_secrets_dir(system: &System) -> Result<PathBuf> {
+    let dir = secrets_dir(&system.name);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .with_context(|| format!("making {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Beside the secrets, a file a name: the key, the certificate, who signs those of that name. Written whole,
+/// so that they always belong together; a renewed one is followed by the system's own health.
+pub fn certificates(role: &RoleFile, registration: &Registration) -> Result<()> {
+    for system in &role.systems {
+        for name in &system.certificates {
+            let (key, peer) = (registration.peer_keys.get(name), registration.answer.certificates.get(name));
+            let (Some(key), Some(peer)) = (key, peer) else {
+                return Err(anyhow!("server sent no certificate {name} of system {}", system.name));
+            };
+            let path = make_secrets_dir(system)?.join(format!("{name}.pem"));
+            let text = [key, &peer.certificate, &peer.authority].map(|pem| pem.trim().to_string() + "\n").concat();
+            files::write_atomic(&path, text.as_bytes(), 0o600)?;
+        }
     }
     Ok(())
 }

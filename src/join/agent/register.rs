@@ -1,16 +1,18 @@
-//! Registers this boot: the node's key, a fresh TLS key, the request, and what is kept of the
+//! Registers this boot: the node's key, fresh TLS keys, the requests, and what is kept of the
 //! answer (in memory for a restart of the agent, on the state disk for a boot without the server).
 
 use super::place::RUN;
 use crate::image::sign::public_text;
 use crate::join::renewal::Renewal;
 use crate::ledger::message::{Handover, RegisterAnswer, RegisterRequest, register_statement};
+use crate::recipe::System;
 use crate::sys::http::{Client, Timeouts, status_of};
 use crate::sys::{clock, files, json, tls};
 use anyhow::{Context, Result, anyhow};
 use base64::Engine as _;
 use ed25519_dalek::{Signer, SigningKey};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +26,9 @@ pub struct Registration {
     pub boot_id: String,
     /// PEM.
     pub tls_key: String,
+    /// Of the certificates by which nodes know one another, by name; PEM.
+    #[serde(default)]
+    pub peer_keys: BTreeMap<String, String>,
     pub answer: RegisterAnswer,
     /// When the answer came, by the clock that nobody sets; an older agent did not keep it.
     #[serde(default)]
@@ -56,23 +61,35 @@ pub fn kept(handover: &Handover) -> Option<Registration> {
 }
 
 /// Registers once and keeps the answer. The same boot may do it again: it stays one generation.
-pub fn register(handover: &Handover) -> Result<Registration> {
+pub fn register(handover: &Handover, systems: &[System]) -> Result<Registration> {
     let before = earlier(handover).or_else(|| kept(handover));
     let last_generation = before.as_ref().map_or(0, |r| r.answer.generation);
-    let result = register_as(handover, last_generation, None);
+    let result = register_as(handover, systems, last_generation, None);
     match (&result, before) {
         // A server that lost its ledger still knows a certificate of its own.
         (Err(e), Some(before)) if status_of(e) == Some(403) => {
-            register_as(handover, last_generation, Some(&before)).or(result)
+            register_as(handover, systems, last_generation, Some(&before)).or(result)
         }
         _ => result,
     }
 }
 
-fn register_as(handover: &Handover, last_generation: u64, shown: Option<&Registration>) -> Result<Registration> {
+fn register_as(
+    handover: &Handover,
+    systems: &[System],
+    last_generation: u64,
+    shown: Option<&Registration>,
+) -> Result<Registration> {
     let key = node_key(handover.state_dir.as_deref())?;
     let tls_key = rcgen::KeyPair::generate().context("making a TLS key")?;
     let csr = request_for(&handover.go.node, &tls_key)?;
+    let (mut peer_keys, mut certificates) = (BTreeMap::new(), BTreeMap::new());
+    for name in systems.iter().flat_map(|s| &s.certificates) {
+        // Each of its own: who may use one of them is not who may use another.
+        let key = rcgen::KeyPair::generate().with_context(|| format!("making a key for certificate {name}"))?;
+        certificates.insert(name.clone(), request_for(&handover.go.node, &key)?);
+        peer_keys.insert(name.clone(), key.serialize_pem());
+    }
     let statement = register_statement(&handover.go.node, &handover.boot_id, &csr);
     let request = RegisterRequest {
         node: handover.go.node.clone(),
@@ -85,6 +102,7 @@ fn register_as(handover: &Handover, last_generation: u64, shown: Option<&Registr
         signature: base64::engine::general_purpose::STANDARD.encode(key.sign(&statement).to_bytes()),
         csr,
         last_generation,
+        certificates,
     };
     let client = match shown {
         Some(shown) => shown.client(handover, TIMEOUTS)?,
@@ -92,7 +110,7 @@ fn register_as(handover: &Handover, last_generation: u64, shown: Option<&Registr
     };
     let answer = json::post(&client, &format!("https://{}/v1/register", handover.tls), &request)?;
     let (boot_id, tls_key) = (handover.boot_id.clone(), tls_key.serialize_pem());
-    let registration = Registration { boot_id, tls_key, answer, got_ms: clock::monotonic_ms() };
+    let registration = Registration { boot_id, tls_key, peer_keys, answer, got_ms: clock::monotonic_ms() };
     let bytes = serde_json::to_vec(&registration)?;
     files::write_atomic(&kept_in_memory(), &bytes, 0o600)?;
     // A full disk must not make the server's answer worthless: it is the only valid one by now.

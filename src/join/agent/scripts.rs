@@ -4,7 +4,7 @@
 use super::place::{RUN, secrets_dir, site_file};
 use crate::image::role::SYSTEMS_DIR;
 use crate::join::node::{Action, HEALTH_TIMEOUT_SECS, Job, Outcome};
-use crate::ledger::message::{Data, Drain, GUESTS_MAX, SystemReport};
+use crate::ledger::message::{Data, Drain, DrainTask, GUESTS_MAX, SystemReport};
 use crate::sys::command;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -183,13 +183,14 @@ impl Scripts {
 
     /// Does with the guests of these systems what the server says. The first that is not through ends
     /// the try: all of them are asked again.
-    pub fn drain<'a>(&self, mut systems: impl Iterator<Item = &'a str>, guests: Drain) -> Outcome {
-        let (name, word) = match guests {
+    pub fn drain<'a>(&self, mut systems: impl Iterator<Item = &'a str>, task: &DrainTask) -> Outcome {
+        let (name, word) = match task.guests {
             Drain::Stay => ("drain", "stay"),
             Drain::Stop => ("drain", "stop"),
+            Drain::Migrate => ("migrate", "migrate"),
             Drain::Back => ("undrain", "back"),
         };
-        let extra = [Extra::Variable("KILN_GUESTS", word.into())];
+        let extra = Extra::variables(vec![("KILN_GUESTS", word.into()), ("KILN_WORD", task.number.to_string())]);
         let ended = systems.find_map(|system| match self.script(system, name, &extra, DRAIN_TIMEOUT) {
             Outcome::Done(_) | Outcome::Missing(_) => None,
             Outcome::Later(why) => Some(Outcome::Later(format!("{system}: {why}"))),
@@ -197,6 +198,10 @@ impl Scripts {
             other => Some(other),
         });
         ended.unwrap_or_else(|| done("guests are as the server says"))
+    }
+
+    pub fn has(&self, system: &str, script: &str) -> bool {
+        self.dir.join(system).join(script).is_file()
     }
 
     /// Leaves the cluster in order before a shutdown, where the system has a script for it.
@@ -526,15 +531,18 @@ mod tests {
     #[test]
     fn draining_asks_every_system_and_says_which_is_not_through() {
         let dir = tempfile::tempdir().unwrap();
-        let files = [("drain", "echo $KILN_GUESTS >>said; [ $KILN_GUESTS = stay ] || { echo web runs; exit 75; }")];
+        let files =
+            [("drain", "echo $KILN_GUESTS $KILN_WORD >>said; [ $KILN_GUESTS = stay ] || { echo web runs; exit 75; }")];
         let said = dir.path().join("said");
         let text = files[0].1.replace("said", &said.display().to_string());
         let scripts = scripts(dir.path(), &[("drain", &text), ("undrain", "echo nova is away; exit 1")]);
-        let drain = |guests| scripts.drain(["other", "s"].into_iter(), guests);
+        let drain = |guests| scripts.drain(["other", "s"].into_iter(), &DrainTask { number: 7, guests });
         assert!(matches!(drain(Drain::Stay), Outcome::Done(_)));
         assert_eq!(drain(Drain::Stop), Outcome::Later("s: web runs".into()));
         assert_eq!(drain(Drain::Back), Outcome::Failed("s: nova is away".into()));
-        assert_eq!(fs::read_to_string(said).unwrap(), "stay\nstop\n");
+        assert!(matches!(drain(Drain::Migrate), Outcome::Done(_)), "nobody here can");
+        assert_eq!(fs::read_to_string(said).unwrap(), "stay 7\nstop 7\n");
+        assert_eq!(["drain", "migrate"].map(|script| scripts.has("s", script)), [true, false]);
     }
 
     #[test]

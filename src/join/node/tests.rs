@@ -22,6 +22,7 @@ fn system(name: &str, after: &[&str], steps: Vec<Step>) -> System {
         units: vec![format!("{name}.service")],
         ports: vec![],
         secrets: vec![],
+        certificates: vec![],
         state: vec![],
         keeps: None,
         formation: None,

@@ -43,6 +43,7 @@ fn image(clustered: bool) -> UsedImage {
         controller: clustered,
         clustered: if clustered { vec![vote] } else { vec![] },
         secrets: vec![],
+        certificates: vec![],
     }
 }
 

@@ -1,26 +1,45 @@
 //! Draining: what is to become of a node's guests. That it is drained is the operator's word or that
-//! of an order that shuts them down; the node is told until it says that it is done.
+//! of an order that shuts them down or moves them; the node is told until it says that it is done.
 
 use super::operator::must_exist;
-use super::{Refusal, Why, gate};
+use super::{Refusal, Why, gate, orders};
 use crate::ledger::event::Event;
 use crate::ledger::live::{Guests, Live};
-use crate::ledger::message::{Drain, DrainTask, Report};
+use crate::ledger::message::{Disks, Drain, DrainTask, Report};
 use crate::ledger::state::{NodeState, State};
 use crate::ledger::text;
 
-/// `kiln node drain`.
-pub(super) fn drain(state: &State, node: &str, giver: &str) -> Result<Vec<Event>, Refusal> {
+/// `kiln node drain`. Said again, guests that could not be moved are tried again.
+pub(super) fn drain(
+    state: &State,
+    live: &Live,
+    node: &str,
+    giver: &str,
+    migrate: bool,
+    now_ms: u64,
+) -> Result<Vec<Event>, Refusal> {
     must_exist(state, node)?;
-    let event = Event::NodeDrained { node: node.into(), giver: text::word(giver) };
-    Ok(if state.node(node).drained { vec![] } else { vec![event] })
+    let known = state.node(node);
+    let fresh = live.fresh(state, node, now_ms);
+    let gave_up = fresh.and_then(|r| r.drain.as_ref()).is_some_and(|d| d.failed && Some(d.number) == known.drain);
+    if known.drained && known.migrates == migrate && !gave_up {
+        return Ok(vec![]);
+    }
+    if migrate {
+        let loss = gate::Loss { migrate_guests: true, ..orders::loss_of(state, node, Disks::Keep) };
+        let judged = gate::guests(state, live, &loss, now_ms);
+        if !judged.against.is_empty() {
+            return Err(gate::refusal(&format!("moving the guests of {node}"), &judged));
+        }
+    }
+    Ok(vec![Event::NodeDrained { node: node.into(), giver: text::word(giver), migrate }])
 }
 
 /// `kiln node undrain`.
 pub(super) fn undrain(state: &State, node: &str) -> Result<Vec<Event>, Refusal> {
     must_exist(state, node)?;
     let known = state.node(node);
-    if let Some(open) = known.open_order().filter(|o| o.order.stop_guests) {
+    if let Some(open) = known.open_order().filter(|o| o.drains()) {
         let id = &open.order.id;
         let reason = format!("order {id} drains node {node}; next: wait until it is ready, or kiln node cancel {id}");
         return Err(Refusal::new(Why::Refused, reason));
@@ -35,6 +54,10 @@ pub fn task(known: &NodeState) -> Option<DrainTask> {
     let number = known.drain?;
     let guests = match known.open_order() {
         Some(open) if open.order.stop_guests => Drain::Stop,
+        // Who is still there after the boot stays.
+        Some(open) if open.order.migrate_guests && open.is_under_way() => Drain::Stay,
+        Some(open) if open.order.migrate_guests => Drain::Migrate,
+        _ if known.migrates => Drain::Migrate,
         _ if known.drained => Drain::Stay,
         _ => Drain::Back,
     };
@@ -49,11 +72,12 @@ pub(super) fn progress(state: &State, live: &Live, name: &str, now_ms: u64) -> O
     };
     let left = match task.guests {
         Drain::Stay => report.guests.values().map(|g| g.all().count()).sum(),
-        Drain::Stop => report.guests.values().map(|g: &Guests| g.running.len()).sum(),
+        Drain::Stop | Drain::Migrate => report.guests.values().map(|g: &Guests| g.running.len()).sum(),
         Drain::Back => 0,
     };
     let done = match report.drain.as_ref().filter(|d| d.number == task.number) {
         None => Err("the node does not know yet".into()),
+        Some(drain) if drain.failed => Err(format!("given up: {}", text::clean(&drain.detail, 300))),
         Some(drain) if !drain.done && drain.detail.is_empty() => Err("the node is at it".into()),
         Some(drain) if !drain.done => Err(text::clean(&drain.detail, 300)),
         Some(_) if left > 0 => Err(format!("{} left", gate::counted(left))),

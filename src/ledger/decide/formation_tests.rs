@@ -72,6 +72,7 @@ impl World {
                 clustered("mq", Dark::Reset, &[], &["room"]),
             ],
             secrets: vec![],
+            certificates: vec![],
         };
         let mut world = World { state: State::default(), live: Live::new(0), now: 1_000_000, seq: 0 };
         world.fold(Event::SiteApplied { site: Box::new(site), site_id: "s".into() });
@@ -180,6 +181,7 @@ impl World {
             running: running.iter().map(|s| RunningStep { system: "db".into(), step: s.to_string() }).collect(),
             order: None,
             drain: None,
+            moves: false,
         };
         self.run(Command::Report { fingerprint: self.fingerprint(node), report }).unwrap()
     }
@@ -657,6 +659,7 @@ fn who_is_cut_off_stands_down_so_that_the_dark_can_end() {
             seq: w.seq,
             running: vec![],
             drain: None,
+            moves: false,
             order: None,
         };
         w.run(Command::Report { fingerprint: w.fingerprint(node), report }).unwrap();
@@ -785,6 +788,7 @@ fn a_report_that_was_overtaken_says_nothing_new() {
         seq,
         running: vec![],
         drain: None,
+        moves: false,
         order: None,
     };
     let fingerprint = w.fingerprint("n1");

@@ -30,6 +30,8 @@ pub struct Loss<'a> {
     pub lose_guests: bool,
     /// They are shut down before, if their disks stay.
     pub stop_guests: bool,
+    /// They are moved to other nodes before.
+    pub migrate_guests: bool,
 }
 
 /// What the gate saw, and what speaks against: (rule, reason), none if it lets through.
@@ -89,7 +91,9 @@ pub fn gate(state: &State, live: &Live, loss: &Loss, now_ms: u64) -> Result<Judg
         }
     }
     if loss.guests {
-        guests(state, live, loss, now_ms, &mut judged);
+        let of_guests = guests(state, live, loss, now_ms);
+        judged.facts.extend(of_guests.facts);
+        judged.against.extend(of_guests.against);
     }
     Ok(judged)
 }
@@ -233,7 +237,8 @@ impl Member<'_> {
 
 /// Of a node that is silent, what it said last counts. One that is shut down loses nothing as long
 /// as its disk stays.
-fn guests(state: &State, live: &Live, loss: &Loss, now_ms: u64, judged: &mut Judged) {
+pub(super) fn guests(state: &State, live: &Live, loss: &Loss, now_ms: u64) -> Judged {
+    let mut judged = Judged::default();
     let fresh = live.fresh(state, loss.node, now_ms).map(|r| r.guests.clone());
     let silent = fresh.is_none();
     let known = state.node(loss.node);
@@ -248,18 +253,63 @@ fn guests(state: &State, live: &Live, loss: &Loss, now_ms: u64, judged: &mut Jud
             n => format!("; {n} shut down"),
         };
         judged.facts.insert(format!("{system}'s guests"), format!("{what}{stopped}"));
+        if loss.lose_guests || lost.is_empty() {
+            continue;
+        }
         let next = match (loss.wipes, loss.stop_guests) {
-            _ if loss.lose_guests || lost.is_empty() => continue,
+            _ if loss.migrate_guests && silent => "it is silent, so they cannot be moved; next: --guests lose".into(),
+            _ if loss.migrate_guests => match targets(state, live, loss, guests, now_ms) {
+                Ok(targets) => {
+                    judged.facts.insert(format!("{system}'s guests may go to"), targets);
+                    continue;
+                }
+                Err(why) => why,
+            },
             (false, true) if !silent => continue,
-            (false, true) => "it is silent, so they cannot be shut down; next: --guests lose",
+            (false, true) => "it is silent, so they cannot be shut down; next: --guests lose".into(),
             (true, true) => {
-                "a wipe takes the disks of those that are shut down, too; next: --disks keep, or --guests lose"
+                "a wipe takes the disks of those that are shut down, too; next: --disks keep, or --guests lose".into()
             }
-            (false, false) => "next: move them away, or --guests stop or lose",
-            (true, false) => "next: move them away, or --guests lose",
+            (false, false) => "next: --guests migrate, stop or lose".into(),
+            (true, false) => "next: --guests migrate or lose".into(),
         };
         judged.against.push(("guests", format!("{system}: {what}; {next}")));
     }
+    judged
+}
+
+/// The nodes that can take a live node's guests, or why none can. How much room they have nova knows.
+fn targets(state: &State, live: &Live, loss: &Loss, guests: &Guests, now_ms: u64) -> Result<String, String> {
+    let moves = |node: &str| live.fresh(state, node, now_ms).is_some_and(|r| r.moves);
+    let otherwise = if loss.wipes { "--guests lose" } else { "--guests stop or lose" };
+    if loss.wipes && !guests.stopped.is_empty() {
+        let why = "those that are shut down are not moved, and a wipe takes their disks";
+        return Err(format!("{why}; next: --disks keep, start them, or --guests lose"));
+    }
+    if !moves(loss.node) {
+        return Err(format!("its image cannot move guests; next: {otherwise}"));
+    }
+    let role = state.site_node(loss.node).map(|n| n.role.as_str());
+    let other = |n: &&Node| n.name != loss.node && (Some(n.role.as_str()) == role || moves(&n.name));
+    let (mut free, mut rest) = (Vec::new(), BTreeMap::<&str, Vec<&str>>::new());
+    for node in state.site.iter().flat_map(|s| &s.nodes).filter(other) {
+        let (name, known) = (node.name.as_str(), state.node(&node.name));
+        let systems = known.report.iter().flat_map(|r| &r.systems);
+        match live.fresh(state, name, now_ms) {
+            _ if known.open_order().is_some() => rest.entry("ordered").or_default().push(name),
+            _ if known.drained => rest.entry("drained").or_default().push(name),
+            None => rest.entry("not known").or_default().push(name),
+            Some(report) if !report.moves => rest.entry("its image cannot take them").or_default().push(name),
+            Some(report) if systems.clone().all(|s| report.healthy.contains(&s.name)) => free.push(name),
+            Some(_) => rest.entry("not healthy").or_default().push(name),
+        }
+    }
+    if !free.is_empty() {
+        return Ok(listed(&free));
+    }
+    let others = rest.values().map(Vec::len).sum::<usize>();
+    let why: String = rest.iter().map(|(why, names)| format!("; {why}: {}", listed(names))).collect();
+    Err(format!("{others} other node{}, 0 can take them{why}; next: {otherwise}", if others == 1 { "" } else { "s" }))
 }
 
 /// `1 guest`, `2 guests`.

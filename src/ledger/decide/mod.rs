@@ -131,9 +131,11 @@ pub enum Command {
     Fence {
         node: String,
     },
+    /// `migrate`: guests that run are moved away, too.
     Drain {
         node: String,
         giver: String,
+        migrate: bool,
     },
     Undrain {
         node: String,
@@ -184,6 +186,9 @@ pub struct Risk {
     /// They are shut down before and started again after.
     #[serde(default)]
     pub stop_guests: bool,
+    /// They are moved to other nodes before.
+    #[serde(default)]
+    pub migrate_guests: bool,
 }
 
 /// An order that is asked for.
@@ -376,7 +381,7 @@ fn rule(state: &State, live: &Live, command: &Command, now_ms: u64) -> Result<Ve
             cluster::recover(state, live, system, from, *accept_loss, now_ms)
         }
         Command::Fence { node } => cluster::fence(state, live, node, now_ms),
-        Command::Drain { node, giver } => drain::drain(state, node, giver),
+        Command::Drain { node, giver, migrate } => drain::drain(state, live, node, giver, *migrate, now_ms),
         Command::Undrain { node } => drain::undrain(state, node),
         Command::Reimage(asked) => orders::give(state, live, asked, now_ms),
         Command::Cancel { order, failed } => orders::cancel(state, order, *failed),

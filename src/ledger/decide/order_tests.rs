@@ -15,6 +15,7 @@ use crate::site::{Cluster, Network, Node, StateDisk};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::{Signer, SigningKey};
+use proptest::prelude::*;
 
 const ID: &str = "0a1b2c3d";
 const NAMES: [&str; 3] = ["n1", "n2", "n3"];
@@ -48,6 +49,7 @@ fn image(number: u8) -> UsedImage {
             clustered("vote", FormationKind::Static, None),
         ],
         secrets: vec![],
+        certificates: vec![],
     }
 }
 
@@ -152,8 +154,17 @@ impl World {
     fn says(&mut self, node: &str, phase: Phase, systems: Vec<SystemReport>, order: Option<&str>, leaving: bool) {
         self.seq += 1;
         let (seq, order) = (self.seq, order.map(String::from));
-        let report =
-            Report { phase, detail: String::new(), systems, leaving, seq, running: vec![], order, drain: None };
+        let report = Report {
+            phase,
+            detail: String::new(),
+            systems,
+            leaving,
+            seq,
+            running: vec![],
+            order,
+            drain: None,
+            moves: false,
+        };
         self.run(Command::Report { fingerprint: self.fingerprint(node), report }).unwrap();
     }
 
@@ -271,6 +282,7 @@ impl World {
             signature: BASE64.encode(signature.to_bytes()),
             csr: "csr".into(),
             last_generation: 0,
+            certificates: BTreeMap::new(),
         });
         let source = [10, 0, 0, number].into();
         let admitted = check_register(&self.state, &self.live, &request, source, None, self.now);
@@ -301,7 +313,7 @@ fn system(name: &str, state: SystemState, serves: bool) -> SystemReport {
 
 fn report(phase: Phase) -> Report {
     let (detail, systems, running) = (String::new(), vec![], vec![]);
-    Report { phase, detail, systems, leaving: false, seq: 0, running, order: None, drain: None }
+    Report { phase, detail, systems, leaving: false, seq: 0, running, order: None, drain: None, moves: false }
 }
 
 fn risk() -> Risk {
@@ -426,12 +438,47 @@ fn nodes_in_memory_lose_their_copy_with_their_power() {
 
 /// A compute's word: who runs, who is shut down, and how far it is with what it was told.
 fn hosts(w: &mut World, running: &[&str], stopped: &[&str], drain: Option<DrainReport>) {
+    compute_says(w, "c1", (running, stopped), drain, false);
+}
+
+fn compute_says(w: &mut World, node: &str, guests: (&[&str], &[&str]), drain: Option<DrainReport>, moves: bool) {
+    let (running, stopped) = guests;
     w.seq += 1;
     let owned = |names: &[&str]| names.iter().map(|g| g.to_string()).collect::<Vec<_>>();
     let guests = [owned(running), owned(stopped)].concat();
     let libvirt = SystemReport { guests, stopped: owned(stopped), ..system("libvirt", SystemState::Healthy, false) };
-    let report = Report { systems: vec![libvirt], seq: w.seq, drain, ..report(Phase::Ready) };
-    w.run(Command::Report { fingerprint: w.fingerprint("c1"), report }).unwrap();
+    let report = Report { systems: vec![libvirt], seq: w.seq, drain, moves, ..report(Phase::Ready) };
+    w.run(Command::Report { fingerprint: w.fingerprint(node), report }).unwrap();
+}
+
+/// Two more computes; all can move guests, and c1 has one that runs.
+fn computes() -> World {
+    let mut w = World::new();
+    let mut site = (**w.state.site.as_ref().unwrap()).clone();
+    for (at, name) in [(1, "c2"), (2, "c3")] {
+        let macs = vec![mac(at as u8 + 9)];
+        site.nodes.insert(at, Node { name: name.into(), macs, ..site.nodes[0].clone() });
+    }
+    w.fold(Event::SiteApplied { site: Box::new(site), site_id: "s".into() });
+    for name in ["c2", "c3"] {
+        w.registers(name);
+        compute_says(&mut w, name, (&[], &[]), None, true);
+    }
+    compute_says(&mut w, "c1", (&["web"], &[]), None, true);
+    w
+}
+
+fn migrating() -> Risk {
+    Risk { migrate_guests: true, ..risk() }
+}
+
+/// What c1 is told of its guests, and its word for it.
+fn told(w: &World) -> Option<(u64, Drain)> {
+    drain_task(&w.state.node("c1")).map(|t| (t.number, t.guests))
+}
+
+fn word(w: &World, done: bool, failed: bool, detail: &str) -> Option<DrainReport> {
+    told(w).map(|(number, _)| DrainReport { number, done, failed, detail: detail.into() })
 }
 
 #[test]
@@ -444,7 +491,7 @@ fn guests_are_named_also_of_a_node_that_is_silent() {
     // Guests that run, that are shut down; whether the node is silent; disks; what the operator takes
     // upon himself; words of the refusal.
     let rows = [
-        (two, false, keep, forced(), "libvirt: 2 guests: web, mail; next: move them away, or --guests stop or lose"),
+        (two, false, keep, forced(), "libvirt: 2 guests: web, mail; next: --guests migrate, stop or lose"),
         (two, true, keep, risk(), "libvirt: 2 guests when it was last heard: web, mail"),
         (two, false, keep, losing(), ""),
         (two, true, wipe, losing(), ""),
@@ -455,7 +502,7 @@ fn guests_are_named_also_of_a_node_that_is_silent() {
         (off, false, keep, risk(), ""),
         (off, true, keep, risk(), ""),
         (off, true, keep, stopping(), ""),
-        (off, false, wipe, risk(), "libvirt: 1 guest: mail; next: move them away, or --guests lose"),
+        (off, false, wipe, risk(), "libvirt: 1 guest: mail; next: --guests migrate or lose"),
         (off, true, wipe, stopping(), "libvirt: 1 guest when it was last heard: mail; a wipe takes"),
         ((&[], &[]), false, wipe, risk(), ""),
     ];
@@ -476,8 +523,8 @@ fn a_drained_node_says_how_far_it_is_until_it_is_as_before() {
     let mut w = World::new();
     let line = |w: &World| drain_line(&w.state, &w.live, "c1", w.now).unwrap_or_default();
     let told = |w: &World| drain_task(&w.state.node("c1")).map(|t| (t.number, t.guests));
-    let at = |number, done, detail: &str| Some(DrainReport { number, done, detail: detail.into() });
-    let drain = || Command::Drain { node: "c1".into(), giver: "ada".into() };
+    let at = |number, done, detail: &str| Some(DrainReport { number, done, failed: false, detail: detail.into() });
+    let drain = || Command::Drain { node: "c1".into(), giver: "ada".into(), migrate: false };
     let undrain = || Command::Undrain { node: "c1".into() };
     assert_eq!((line(&w), told(&w)), (String::new(), None));
     w.run(drain()).unwrap();
@@ -507,13 +554,17 @@ fn a_drained_node_says_how_far_it_is_until_it_is_as_before() {
     // A ledger that was lost knows of no drain; the operator does.
     w.run(undrain()).unwrap();
     assert_eq!(told(&w), Some((w.state.rev, Drain::Back)));
-    assert_eq!(w.run(Command::Drain { node: "nobody".into(), giver: String::new() }).unwrap_err().why, Why::NotFound);
+    assert_eq!(
+        w.run(Command::Drain { node: "nobody".into(), giver: String::new(), migrate: false }).unwrap_err().why,
+        Why::NotFound
+    );
 }
 
 #[test]
 fn an_order_shuts_guests_down_before_the_restart_and_ends_that_with_itself() {
     let told = |w: &World| drain_task(&w.state.node("c1")).map(|t| (t.number, t.guests));
-    let at = |w: &World, done| told(w).map(|(number, _)| DrainReport { number, done, detail: String::new() });
+    let at =
+        |w: &World, done| told(w).map(|(number, _)| DrainReport { number, done, failed: false, detail: String::new() });
     let restarts = |w: &World| restart(&w.state, &w.live, "c1", w.now).unwrap();
     let begun = || {
         let mut w = World::new();
@@ -559,7 +610,7 @@ fn an_order_shuts_guests_down_before_the_restart_and_ends_that_with_itself() {
     // What the operator drained before stays drained.
     let mut w = World::new();
     hosts(&mut w, &["web"], &[], None);
-    w.run(Command::Drain { node: "c1".into(), giver: "ada".into() }).unwrap();
+    w.run(Command::Drain { node: "c1".into(), giver: "ada".into(), migrate: false }).unwrap();
     assert_eq!(w.refused("c1", Disks::Keep, Risk { stop_guests: true, ..risk() }), "");
     assert_eq!(told(&w), Some((w.state.rev, Drain::Stop)));
     w.run(Command::Cancel { order: ID.into(), failed: false }).unwrap();
@@ -569,6 +620,250 @@ fn an_order_shuts_guests_down_before_the_restart_and_ends_that_with_itself() {
     w.silence();
     let removed = w.run(Command::Remove { node: "c1".into(), risk: Risk { stop_guests: true, ..forced() } });
     assert_eq!(removed.unwrap_err().why, Why::Invalid);
+}
+
+#[test]
+fn guests_are_moved_only_when_another_node_can_take_them() {
+    type Change = fn(&mut World);
+    let nothing: Change = |_| {};
+    let (keep, wipe) = (Disks::Keep, Disks::Wipe);
+    let refused = "moving";
+    // What happened before; disks; words of the refusal of an order.
+    let rows: [(Change, Disks, &str); 11] = [
+        (nothing, keep, ""),
+        (nothing, wipe, ""),
+        (|w| compute_says(w, "c1", (&[], &["mail"]), None, true), keep, ""),
+        (|w| compute_says(w, "c1", (&["web"], &["mail"]), None, true), keep, ""),
+        (
+            |w| compute_says(w, "c1", (&["web"], &["mail"]), None, true),
+            wipe,
+            "those that are shut down are not moved, and a wipe takes their disks; next: --disks keep, start them",
+        ),
+        (
+            |w| compute_says(w, "c1", (&["web"], &[]), None, false),
+            keep,
+            "libvirt: 1 guest: web; its image cannot move guests; next: --guests stop or lose",
+        ),
+        (|w| w.silence(), keep, "it is silent, so they cannot be moved; next: --guests lose"),
+        (|w| drop(w.run(Command::Drain { node: "c2".into(), giver: "ada".into(), migrate: false })), keep, ""),
+        (
+            |w| {
+                w.run(Command::Drain { node: "c2".into(), giver: "ada".into(), migrate: true }).unwrap();
+                compute_says(w, "c3", (&[], &[]), None, false);
+            },
+            wipe,
+            "libvirt: 1 guest: web; 2 other nodes, 0 can take them; drained: c2; its image cannot take them: c3; \
+             next: --guests lose",
+        ),
+        (
+            |w| {
+                w.silence();
+                compute_says(w, "c1", (&["web", "mail"], &[]), None, true);
+                w.says("c3", Phase::Ready, vec![system("libvirt", SystemState::Unhealthy, false)], None, false);
+            },
+            keep,
+            "libvirt: 2 guests: web, mail; 2 other nodes, 0 can take them; its image cannot take them: c3; \
+             not known: c2; next: --guests stop or lose",
+        ),
+        (
+            |w| {
+                for node in ["c2", "c3"] {
+                    let systems = vec![system("libvirt", SystemState::Unhealthy, false)];
+                    let report = Report { systems, seq: 99, moves: true, ..report(Phase::Ready) };
+                    w.run(Command::Report { fingerprint: w.fingerprint(node), report }).unwrap();
+                }
+            },
+            keep,
+            "2 other nodes, 0 can take them; not healthy: c2, c3; next: --guests stop or lose",
+        ),
+    ];
+    for (i, (change, disks, words)) in rows.into_iter().enumerate() {
+        let mut w = computes();
+        change(&mut w);
+        let drain = Command::Drain { node: "c1".into(), giver: "ada".into(), migrate: true };
+        let drained = decide(&w.state, &w.live, &drain, w.now).map(|_| String::new()).unwrap_or_else(|r| r.reason);
+        let got = w.refused("c1", disks, migrating());
+        assert!(got.contains(words) && got.is_empty() == words.is_empty(), "row {i}: {got:?}");
+        // Without an order nobody's disk is at stake.
+        let only_disks = got.contains("a wipe takes");
+        assert_eq!(drained.is_empty(), got.is_empty() || only_disks, "row {i}: {drained:?}");
+        assert!(drained.is_empty() || drained.contains(refused), "row {i}: {drained:?}");
+    }
+    // Two that would give their guests to one another: the second one is refused.
+    let mut w = computes();
+    assert_eq!(w.refused("c1", keep, migrating()), "");
+    w.state.nodes.remove("c3");
+    compute_says(&mut w, "c2", (&["mail"], &[]), None, true);
+    let drain = Command::Drain { node: "c2".into(), giver: "ada".into(), migrate: true };
+    let reason = w.run(drain).unwrap_err().reason;
+    assert!(reason.contains("2 other nodes, 0 can take them; not known: c3; ordered: c1"), "{reason}");
+}
+
+#[test]
+fn an_order_waits_until_guests_are_moved_and_fails_with_the_one_that_cannot_be() {
+    let restarts = |w: &World| restart(&w.state, &w.live, "c1", w.now).unwrap();
+    let begun = |disks| {
+        let mut w = computes();
+        assert_eq!(w.refused("c1", disks, migrating()), "");
+        w
+    };
+    let mut w = begun(Disks::Keep);
+    let given = w.state.rev;
+    assert_eq!(told(&w), Some((given, Drain::Migrate)));
+    assert_eq!(restarts(&w), Err("guests: draining: the node does not know yet".into()));
+    assert!(w.run(Command::Undrain { node: "c1".into() }).unwrap_err().reason.contains("drains node c1"));
+    let at = word(&w, false, false, "nova-compute: web is told to move");
+    compute_says(&mut w, "c1", (&["web"], &[]), at, true);
+    assert_eq!(restarts(&w), Err("guests: draining: nova-compute: web is told to move".into()));
+    let done = word(&w, true, false, "");
+    compute_says(&mut w, "c1", (&["new"], &[]), done.clone(), true);
+    assert_eq!(restarts(&w), Err("guests: draining: 1 guest left".into()));
+    compute_says(&mut w, "c1", (&[], &["mail"]), done, true);
+    assert_eq!(restarts(&w), Ok(ID.into()));
+    // Who is still there after the boot stays; with *ready* all is as before.
+    w.fold(Event::OrderBooted { order: ID.into(), node: "c1".into(), boot_id: "c1-2".into() });
+    w.registers("c1");
+    assert_eq!(told(&w), Some((given, Drain::Stay)));
+    w.says("c1", Phase::Ready, vec![], Some(ID), false);
+    assert_eq!((w.last("c1").ended, told(&w)), (Some(End::Ready), Some((w.state.rev, Drain::Back))));
+
+    // One that cannot be moved: nothing was touched, the compute is enabled again; said twice, or late, it is no
+    // word of the next order.
+    let mut w = begun(Disks::Wipe);
+    let failed = word(&w, false, true, "nova-compute: guest web cannot be moved: No valid host was found");
+    compute_says(&mut w, "c1", (&["web"], &[]), failed.clone(), true);
+    let last = w.last("c1");
+    assert_eq!((last.ended, last.booted, told(&w)), (Some(End::Failed), None, Some((w.state.rev, Drain::Back))));
+    assert_eq!(last.reason, "nova-compute: guest web cannot be moved: No valid host was found");
+    assert_eq!(w.refused("c1", Disks::Keep, migrating()), "");
+    compute_says(&mut w, "c1", (&["web"], &[]), failed, true);
+    assert_eq!((w.last("c1").ended, told(&w).unwrap().1), (None, Drain::Migrate));
+    // Taken back, or too late: those that are elsewhere stay there.
+    for end in [Command::Cancel { order: ID.into(), failed: false }, Command::Tick { wall_ms: WALL + 9000 }] {
+        let mut w = begun(Disks::Keep);
+        w.run(end).unwrap();
+        assert_eq!(told(&w), Some((w.state.rev, Drain::Back)));
+    }
+    // A node that is off has nobody to move.
+    let mut w = World::new();
+    w.silence();
+    let removed = w.run(Command::Remove { node: "c1".into(), risk: Risk { migrate_guests: true, ..forced() } });
+    assert_eq!(removed.unwrap_err().why, Why::Invalid);
+}
+
+#[test]
+fn a_wipe_takes_nobody_who_was_to_be_moved() {
+    for (left, silent) in [(true, false), (true, true), (false, false), (false, true)] {
+        let mut w = computes();
+        assert_eq!(w.refused("c1", Disks::Wipe, migrating()), "");
+        let guests: &[&str] = if left { &["web"] } else { &[] };
+        compute_says(&mut w, "c1", (guests, &[]), None, true);
+        if silent {
+            w.silence();
+        }
+        let order = w.last("c1");
+        // Somebody has pressed its button.
+        let judged = orders::may_wipe(&w.state, &w.live, &order, w.now);
+        assert_eq!(judged.is_err(), left, "{silent}: {judged:?}");
+        assert!(!left || judged.unwrap_err().contains(": web; next: --guests migrate or lose"));
+    }
+}
+
+#[test]
+fn a_drain_that_moves_guests_is_said_again_after_it_was_given_up() {
+    let mut w = computes();
+    let line = |w: &World| drain_line(&w.state, &w.live, "c1", w.now).unwrap_or_default();
+    let drain = |migrate| Command::Drain { node: "c1".into(), giver: "ada".into(), migrate };
+    w.run(drain(true)).unwrap();
+    let first = w.state.rev;
+    assert_eq!(told(&w), Some((first, Drain::Migrate)));
+    assert_eq!(w.run(drain(true)), Ok(vec![]), "said already");
+    let failed = word(&w, false, true, "guest web is rescued");
+    compute_says(&mut w, "c1", (&["web"], &[]), failed, true);
+    assert_eq!(line(&w), "draining: given up: guest web is rescued");
+    w.run(drain(true)).unwrap();
+    assert_eq!(told(&w), Some((w.state.rev, Drain::Migrate)));
+    assert!(w.state.rev > first);
+    let done = word(&w, true, false, "");
+    compute_says(&mut w, "c1", (&[], &["mail"]), done, true);
+    assert_eq!(line(&w), "drained");
+    // Another word takes its place; the one that shuts an order's guests down goes before both.
+    w.run(drain(false)).unwrap();
+    assert_eq!(told(&w), Some((w.state.rev, Drain::Stay)));
+    w.run(drain(true)).unwrap();
+    assert_eq!(w.refused("c1", Disks::Keep, Risk { stop_guests: true, ..risk() }), "");
+    assert_eq!(told(&w), Some((w.state.rev, Drain::Stop)));
+    w.run(Command::Cancel { order: ID.into(), failed: false }).unwrap();
+    assert_eq!(told(&w), Some((w.state.rev, Drain::Migrate)));
+    w.run(Command::Undrain { node: "c1".into() }).unwrap();
+    assert_eq!(told(&w), Some((w.state.rev, Drain::Back)));
+}
+
+/// What may happen while an order moves guests.
+#[derive(Clone, Debug)]
+enum Happens {
+    /// c1's word: who runs, who is shut down; of which word it speaks; done, failed.
+    Says(bool, bool, bool, bool, bool),
+    Silence,
+    OtherSays(bool),
+    OtherDrained(bool),
+    Cancel,
+    Expires,
+    Again,
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    use Happens::*;
+    let says = any::<[bool; 5]>().prop_map(|[a, b, c, d, e]| Says(a, b, c, d, e));
+    let other = any::<bool>().prop_map(OtherSays);
+    let drained = any::<bool>().prop_map(OtherDrained);
+    prop_oneof![8 => says, 1 => Just(Silence), 2 => other, 2 => drained, 1 => Just(Cancel), 1 => Just(Expires), 1 => Just(Again)]
+}
+
+proptest! {
+    /// Nobody who runs is restarted under, nobody who was heard is wiped, nothing fails without a word.
+    #[test]
+    fn nobody_is_lost_by_being_moved(wipes: bool, steps in proptest::collection::vec(happens(), 1..40)) {
+        let disks = if wipes { Disks::Wipe } else { Disks::Keep };
+        let mut w = computes();
+        prop_assert_eq!(w.refused("c1", disks, migrating()), "");
+        let (mut runs, mut stopped, mut spoke) = (true, false, None);
+        for step in steps {
+            let before = w.last("c1");
+            let number = told(&w).map(|(number, _)| number);
+            match step.clone() {
+                Happens::Says(guest, off, current, done, failed) => {
+                    (runs, stopped) = (guest, off);
+                    let number = if current { number.unwrap_or(1) } else { 1 };
+                    let drain = DrainReport { number, done: done && !failed, failed, detail: "guest web".into() };
+                    spoke = Some(drain.clone());
+                    let running: &[&str] = if guest { &["web"] } else { &[] };
+                    compute_says(&mut w, "c1", (running, if off { &["mail"] } else { &[] }), Some(drain), true);
+                }
+                Happens::Silence => w.silence(),
+                Happens::OtherSays(moves) => compute_says(&mut w, "c2", (&[], &[]), None, moves),
+                Happens::OtherDrained(true) => drop(w.run(Command::Drain { node: "c3".into(), giver: String::new(), migrate: false })),
+                Happens::OtherDrained(false) => drop(w.run(Command::Undrain { node: "c3".into() })),
+                Happens::Cancel => drop(w.run(Command::Cancel { order: ID.into(), failed: false })),
+                Happens::Expires => drop(w.run(Command::Tick { wall_ms: WALL + 9000 })),
+                Happens::Again => drop(w.order("c1", disks, migrating())),
+            }
+            let order = w.last("c1");
+            if let Some(Ok(_)) = restart(&w.state, &w.live, "c1", w.now) {
+                let said = spoke.clone().unwrap();
+                prop_assert!(order.is_open() && !runs && said.done && Some(said.number) == told(&w).map(|t| t.0));
+                prop_assert!(!wipes || !stopped);
+            }
+            if order.is_open() {
+                prop_assert_eq!(told(&w).map(|t| t.1), Some(Drain::Migrate));
+                prop_assert!(!wipes || !(runs || stopped) || orders::may_wipe(&w.state, &w.live, &order, w.now).is_err());
+            }
+            if order.ended == Some(End::Failed) && before.ended.is_none() {
+                prop_assert!(matches!(step, Happens::Says(_, _, true, _, true)), "{:?}", step);
+                prop_assert_eq!(order.reason, "guest web");
+            }
+        }
+    }
 }
 
 #[test]

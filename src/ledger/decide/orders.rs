@@ -68,6 +68,7 @@ pub(super) fn give(state: &State, live: &Live, asked: &Reimage, now_ms: u64) -> 
         destroy,
         lose_guests: risk.lose_guests,
         stop_guests: risk.stop_guests,
+        migrate_guests: risk.migrate_guests,
         rollout: None,
     };
     let judged = gate::gate(state, live, &Loss { guests: true, ..loss(state, &order) }, now_ms)?;
@@ -81,7 +82,16 @@ pub(super) fn give(state: &State, live: &Live, asked: &Reimage, now_ms: u64) -> 
 pub(super) fn loss_of<'a>(state: &State, node: &'a str, disks: Disks) -> Loss<'a> {
     let keeps = state.site_node(node).map(|n| state.keeps(n));
     let wipes = disks == Disks::Wipe || matches!(keeps, Some(Ok(Keeps::Volatile)));
-    Loss { node, wipes, guests: true, forced: false, destroy: &[], lose_guests: false, stop_guests: false }
+    Loss {
+        node,
+        wipes,
+        guests: true,
+        forced: false,
+        destroy: &[],
+        lose_guests: false,
+        stop_guests: false,
+        migrate_guests: false,
+    }
 }
 
 /// What following an order takes from the cluster. A node whose state is in memory keeps nothing.
@@ -92,6 +102,7 @@ fn loss<'a>(state: &State, order: &'a Order) -> Loss<'a> {
         destroy: &order.destroy,
         lose_guests: order.lose_guests,
         stop_guests: order.stop_guests,
+        migrate_guests: order.migrate_guests,
         ..loss_of(state, &order.node, order.disks)
     }
 }
@@ -139,14 +150,18 @@ pub(super) fn cancel(state: &State, id: &str, failed: bool) -> Result<Vec<Event>
         (Some(_), true) => End::Failed,
         (None, _) => End::Cancelled,
     };
-    Ok(vec![Event::OrderEnded { order: id.into(), node: node.clone(), end }])
+    Ok(vec![Event::OrderEnded { order: id.into(), node: node.clone(), end, reason: String::new() }])
 }
 
 /// Ends the orders whose time is over, unless they are under way.
 pub(super) fn expire(state: &State, wall_ms: u64) -> Vec<Event> {
     let over = |id: &&String| state.order(id).is_some_and(|(_, o)| !o.is_under_way() && o.order.expires_ms <= wall_ms);
-    let ended =
-        |id: &String| Event::OrderEnded { order: id.clone(), node: state.open_orders[id].clone(), end: End::Expired };
+    let ended = |id: &String| Event::OrderEnded {
+        order: id.clone(),
+        node: state.open_orders[id].clone(),
+        end: End::Expired,
+        reason: String::new(),
+    };
     state.open_orders.keys().filter(over).map(ended).collect()
 }
 
@@ -193,7 +208,7 @@ pub(super) fn begin(
 }
 
 /// What speaks against wiping a disk that holds something and does not bear the order's mark.
-fn may_wipe(state: &State, live: &Live, order: &OrderState, now_ms: u64) -> Result<(), String> {
+pub(super) fn may_wipe(state: &State, live: &Live, order: &OrderState, now_ms: u64) -> Result<(), String> {
     let id = &order.order.id;
     if order.made {
         return Err(format!("order {id} has wiped this node's disk already; next: kiln node cancel {id} --failed"));
@@ -202,7 +217,9 @@ fn may_wipe(state: &State, live: &Live, order: &OrderState, now_ms: u64) -> Resu
         let next = format!("next: kiln node cancel {id}, and give it anew");
         return Err(format!("the ledger was not the newest since order {id} was given; {next}"));
     }
-    let judged = gate::gate(state, live, &loss(state, &order.order), now_ms).map_err(|r| r.reason)?;
+    // Who was to be moved and was still there when it was last heard has his disk here: it was restarted too early.
+    let loss = Loss { guests: order.order.migrate_guests, migrate_guests: false, ..loss(state, &order.order) };
+    let judged = gate::gate(state, live, &loss, now_ms).map_err(|r| r.reason)?;
     if judged.against.is_empty() {
         return Ok(());
     }
@@ -221,7 +238,7 @@ pub fn restart(state: &State, live: &Live, name: &str, now_ms: u64) -> Option<Re
     let id = order.order.id.clone();
     Some(match gate::gate(state, live, &Loss { guests: true, ..loss(state, &order.order) }, now_ms) {
         Ok(judged) if judged.against.is_empty() => match drain::progress(state, live, name, now_ms) {
-            Some((Drain::Stop, Err(left))) => Err(format!("guests: draining: {left}")),
+            Some((Drain::Stop | Drain::Migrate, Err(left))) => Err(format!("guests: draining: {left}")),
             _ => Ok(id),
         },
         Ok(judged) => Err(judged.reason()),
@@ -234,7 +251,16 @@ pub(super) fn reported(name: &str, node: &NodeState, report: &Report) -> Option<
     let order = node.open_order()?;
     let named = report.order.as_deref() == Some(order.order.id.as_str());
     let spent = named && report.phase == Phase::Ready && order.registered == Some(node.generation);
-    spent.then(|| Event::OrderEnded { order: order.order.id.clone(), node: name.into(), end: End::Ready })
+    let (order, reason) = (order.order.id.clone(), String::new());
+    spent.then(|| Event::OrderEnded { order, node: name.into(), end: End::Ready, reason })
+}
+
+/// A node says that a guest cannot be moved: its order has failed before it restarted.
+pub(super) fn unmoved(name: &str, node: &NodeState, report: &Report) -> Option<Event> {
+    let order = node.open_order().filter(|o| o.order.migrate_guests && !o.is_under_way())?;
+    let drain = report.drain.as_ref().filter(|d| d.failed && Some(d.number) == node.drain)?;
+    let (order, reason) = (order.order.id.clone(), text::clean(&drain.detail, 300));
+    Some(Event::OrderEnded { order, node: name.into(), end: End::Failed, reason })
 }
 
 /// `kiln node replace`: other hardware under the old name. A new disk means that what the old one
@@ -304,13 +330,14 @@ fn leave(
     risk: &Risk,
     now_ms: u64,
 ) -> Result<(), Refusal> {
-    if risk.stop_guests {
-        return Err(Refusal::new(Why::Invalid, "a node that is off has no guests to shut down; next: --guests lose"));
+    if risk.stop_guests || risk.migrate_guests {
+        let reason = "a node that is off has no guests to shut down or to move; next: --guests lose";
+        return Err(Refusal::new(Why::Invalid, reason));
     }
     let destroy = checked(state, node, risk)?;
     let (forced, lose_guests) = (risk.force.is_some(), risk.lose_guests);
-    let loss =
-        Loss { node: &node.name, wipes, guests: wipes, forced, destroy: &destroy, lose_guests, stop_guests: false };
+    let node_loss = loss_of(state, &node.name, Disks::Keep);
+    let loss = Loss { wipes, guests: wipes, forced, destroy: &destroy, lose_guests, ..node_loss };
     let judged = gate::gate(state, live, &loss, now_ms)?;
     if judged.against.is_empty() { Ok(()) } else { Err(refuse(&node.name, what, &risk.giver, &judged)) }
 }

@@ -65,6 +65,7 @@ pub(super) fn report(
         });
     }
     events.extend(orders::reported(name, node, report).filter(|_| !late));
+    events.extend(orders::unmoved(name, node, report).filter(|_| !late));
     events.extend(drain::reported(name, node, report).filter(|_| !late));
     if state.cluster.unvouched.is_some() {
         events.extend(vouch(state, live, fingerprint, report, &events, now_ms));

@@ -85,6 +85,7 @@ pub(super) fn abort(state: &State) -> Result<Vec<Event>, Refusal> {
         order: id.clone(),
         node: node.clone(),
         end: End::Cancelled,
+        reason: String::new(),
     });
     Ok(orders.chain([Event::RolloutEnded { done: false }]).collect())
 }
@@ -169,6 +170,7 @@ pub(super) fn advance(state: &State, live: &Live, wall_ms: u64, now_ms: u64) -> 
                 destroy: vec![],
                 lose_guests: false,
                 stop_guests: false,
+                migrate_guests: false,
                 rollout: Some(rollout.id.clone()),
             };
             vec![Event::OrderGiven { order: Box::new(order), facts }]

@@ -38,6 +38,7 @@ fn image(number: u8) -> UsedImage {
         controller: false,
         clustered: vec![],
         secrets: vec!["galera.sst".into()],
+        certificates: vec![],
     }
 }
 
@@ -203,6 +204,7 @@ fn request(name: &str, mac: Mac, boot_id: &str, key_number: u8, credential: Opti
         signature: BASE64.encode(signature.to_bytes()),
         csr,
         last_generation: 0,
+        certificates: BTreeMap::new(),
     }
 }
 
@@ -344,6 +346,7 @@ fn a_register_by_credential_while_the_session_lives_is_refused_and_raises_an_ala
         seq: 0,
         running: vec![],
         drain: None,
+        moves: false,
         order: None,
     };
     w.good(Command::Report { fingerprint, report });
@@ -371,6 +374,7 @@ fn a_node_in_memory_gets_a_credential_when_its_session_is_dead() {
         seq: 0,
         running: vec![],
         drain: None,
+        moves: false,
         order: None,
     };
     w.good(Command::Report { fingerprint, report });
@@ -519,6 +523,7 @@ fn a_report_is_an_event_only_when_something_changed() {
         seq: 0,
         running: vec![],
         drain: None,
+        moves: false,
         order: None,
     };
     let say = |w: &mut World, fingerprint, report| w.run(Command::Report { fingerprint, report }).map(|e| e.len());

@@ -14,24 +14,79 @@ use std::net::Ipv4Addr;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case")]
 pub enum Request {
-    SiteApply { site: Box<Site> },
-    SiteDiff { site: Box<Site> },
-    ImageUse { role: String, image: String },
-    Approve { machine: MachineId, node: String },
-    Hold { node: String, reason: String },
-    Unhold { node: String },
-    Fence { node: String },
-    Drain { node: String, giver: String },
-    Undrain { node: String },
+    SiteApply {
+        site: Box<Site>,
+    },
+    SiteDiff {
+        site: Box<Site>,
+    },
+    ImageUse {
+        role: String,
+        image: String,
+    },
+    Approve {
+        machine: MachineId,
+        node: String,
+    },
+    Hold {
+        node: String,
+        reason: String,
+    },
+    Unhold {
+        node: String,
+    },
+    Fence {
+        node: String,
+    },
+    Drain {
+        node: String,
+        giver: String,
+        #[serde(default)]
+        migrate: bool,
+    },
+    Undrain {
+        node: String,
+    },
     Form,
     Adopt,
-    Recover { system: String, from: String, accept_loss: bool },
-    Reimage { node: String, image: Option<String>, disks: Disks, via: Via, expires_secs: u64, risk: Risk },
-    Cancel { order: String, failed: bool },
-    Replace { node: String, macs: Vec<Mac>, disk: Option<DiskMatch>, risk: Risk },
-    Remove { node: String, risk: Risk },
-    RolloutStart { role: String, image: String, allow_upgrade: bool, max_unavailable: u32, giver: String, plan: bool },
-    RolloutPause { reason: String },
+    Recover {
+        system: String,
+        from: String,
+        accept_loss: bool,
+    },
+    Reimage {
+        node: String,
+        image: Option<String>,
+        disks: Disks,
+        via: Via,
+        expires_secs: u64,
+        risk: Risk,
+    },
+    Cancel {
+        order: String,
+        failed: bool,
+    },
+    Replace {
+        node: String,
+        macs: Vec<Mac>,
+        disk: Option<DiskMatch>,
+        risk: Risk,
+    },
+    Remove {
+        node: String,
+        risk: Risk,
+    },
+    RolloutStart {
+        role: String,
+        image: String,
+        allow_upgrade: bool,
+        max_unavailable: u32,
+        giver: String,
+        plan: bool,
+    },
+    RolloutPause {
+        reason: String,
+    },
     RolloutResume,
     RolloutAbort,
 }
@@ -310,7 +365,8 @@ pub fn order_line(state: &State, live: &Live, name: &str, now_ms: u64) -> Option
     let silent = live.silent_ms(name, now_ms) / 1000;
     let macs = state.site_node(name).map(|n| n.macs.iter().map(|m| m.to_string()).collect::<Vec<_>>().join(" "));
     let word = match (order.ended, order.registered, &order.begun, &order.booted) {
-        (Some(end), ..) => end.word().to_string(),
+        (Some(end), ..) if order.reason.is_empty() => end.word().to_string(),
+        (Some(end), ..) => format!("{}: {}", end.word(), order.reason),
         (_, Some(generation), ..) => format!("registered as generation {generation}, not ready yet"),
         _ if breaker::held(state, name).is_some() => "the node is held".into(),
         (_, _, Some(begun), _) => format!("disk {} is being made", begun.disk.name),

@@ -295,7 +295,8 @@ async fn register(
     shown: Option<Shown>,
     request: RegisterRequest,
 ) -> Result<Reply, Failed> {
-    let csr = csr::parse(&request.csr).map_err(|reason| Failed(400, reason))?;
+    let parse = |pem: &str| csr::parse(pem).map_err(|reason| Failed(400, reason));
+    let csr = parse(&request.csr)?;
     for _ in 0..RACES_MAX {
         let now = api.ledger.snapshot();
         // A certificate is made only for a register that would be let in; the refused one goes on
@@ -322,6 +323,13 @@ async fn register(
             let all = api.secrets.read().unwrap_or_else(|e| e.into_inner());
             answer::secrets(state, &view.node.name, &all)
         };
+        let mut certificates = BTreeMap::new();
+        for name in answer::certificates(state, &view.node.name) {
+            let Some(pem) = request.certificates.get(name) else { continue };
+            let (node, address) = (&view.node.name, view.node.address);
+            let peer = api.authority.issue_peer(&parse(pem)?, name, node, address, clock::now_ms());
+            certificates.insert(name.clone(), peer.map_err(|e| Failed(500, e))?);
+        }
         return Ok(json(
             200,
             &RegisterAnswer {
@@ -330,6 +338,7 @@ async fn register(
                 certificate_expires_ms: certificate.expires_ms,
                 view,
                 secrets,
+                certificates,
                 now_ms: clock::now_ms(),
             },
         ));
