@@ -122,13 +122,14 @@ fn block(releases: &[(&str, Described)]) -> String {
     text.extend(releases.iter().map(|(release, _)| format!(" | {release}")));
     text += &format!(" |\n|---|{}\n", "---|".repeat(releases.len()));
     type Cell = fn(&Described) -> String;
-    let rows: [(&str, Cell); 10] = [
+    let rows: [(&str, Cell); 11] = [
         ("after", |d| code(&d.system.after)),
         ("packages", |d| code(&d.system.packages)),
         ("units, in order", |d| code(&d.system.units)),
         ("ports", |d| numbers(&d.system.ports)),
         ("at the VIP", |d| numbers(&d.at_vip)),
         ("secrets", |d| code(&d.system.secrets)),
+        ("certificates", |d| code(&d.system.certificates)),
         ("state", |d| code(&d.system.state)),
         ("keeps", |d| keeps(&d.system)),
         ("forms", |d| forms(&d.system)),

@@ -87,7 +87,7 @@ fn qemu_takes_a_peers_certificate_and_no_other() {
     // Whether the disk can be opened: the monitor greets only then.
     let reads = |folder: &str, port: u16| {
         let disk = format!(
-            "nbd,node-name=disk,server.type=inet,server.host={NODE},server.port={port},export=disk,tls-creds=tls"
+            "nbd,node-name=disk,read-only=on,server.type=inet,server.host={NODE},server.port={port},export=disk,tls-creds=tls"
         );
         let monitor = ["--blockdev", &disk, "--chardev", "stdio,id=m", "--monitor", "m"];
         let mut command = daemon(&dir.path().join(folder), "client", &monitor);

@@ -303,7 +303,7 @@ impl Mover {
                 (200, json!({}))
             }
             ("GET", ["servers", id]) => {
-                let Some((state, task, power)) = self.here.get(id) else { return (404, json!({})) };
+                let Some((state, task, power)) = self.here.get(*id) else { return (404, json!({})) };
                 let task = if task.is_empty() { Value::Null } else { json!(task) };
                 let server = json!({"id": id, "name": &id[..3], "OS-EXT-STS:power_state": power,
                     "OS-EXT-STS:task_state": task, "OS-EXT-STS:vm_state": state});
@@ -311,7 +311,7 @@ impl Mover {
             }
             ("POST", ["servers", id, "action"]) => {
                 assert_eq!(*body, json!({"os-migrateLive": {"host": null, "block_migration": "auto"}}));
-                let guest = self.here.get_mut(id).unwrap();
+                let guest = self.here.iter_mut().find(|(known, _)| *known == id).unwrap().1;
                 assert_eq!(guest.1, "", "nova would answer 409");
                 if self.answers == 202 {
                     guest.1 = "migrating";

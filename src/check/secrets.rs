@@ -1,5 +1,5 @@
 //! Who reads which secret. A node gets what its role's systems name; a system's templates and
-//! scripts see what that system names.
+//! scripts see what that system names. Certificates lie beside secrets, for scripts.
 
 use super::{Found, Output, Role, fits};
 use crate::overlay::render;
@@ -54,13 +54,19 @@ pub(super) fn check(role: &Role, outputs: &[Output], view: &View, found: &mut Fo
         open_to_all(output, found);
     }
     for (loaded, files) in &users {
-        for secret in &loaded.places.secrets {
-            if let Some(message) = unread(role, files, secret, view) {
+        let certificates = loaded.places.certificates.iter().map(|c| c.clone().map(|name| file_of(&name)));
+        for secret in loaded.places.secrets.iter().cloned().chain(certificates) {
+            if let Some(message) = unread(role, files, &secret, view) {
                 let (file, line, key) = (loaded.file.clone(), secret.line, secret.key.clone());
                 found.problem(Problem { file, line, key, message });
             }
         }
     }
+}
+
+/// A certificate's name among the secrets.
+fn file_of(certificate: &str) -> String {
+    format!("{certificate}.pem")
 }
 
 /// The files of a system's overlay, and scripts of overlays without a system whose path one of them
@@ -89,7 +95,8 @@ fn undeclared(output: &Output, users: &[(&Loaded, Vec<&Output>)], found: &mut Fo
     let uses = |files: &[&Output]| files.iter().any(|f| std::ptr::eq(*f, output));
     let own: Vec<&Loaded> = users.iter().filter(|(_, files)| uses(files)).map(|(loaded, _)| *loaded).collect();
     for read in reads(output).into_iter().filter(|r| !r.is_any()) {
-        if own.iter().any(|l| l.system.secrets.iter().any(|s| read.means(s))) {
+        let certified = |l: &&Loaded| l.system.certificates.iter().any(|c| read.means(&file_of(c)));
+        if own.iter().any(|l| l.system.secrets.iter().any(|s| read.means(s)) || certified(l)) {
             continue;
         }
         let names = |loaded: &[&Loaded]| {

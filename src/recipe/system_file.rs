@@ -28,6 +28,7 @@ pub struct Places {
     pub units: Vec<At<String>>,
     pub ports: Vec<At<u16>>,
     pub secrets: Vec<At<String>>,
+    pub certificates: Vec<At<String>>,
     pub state: Vec<At<String>>,
     /// The kind of the formation.
     pub formation: Option<At<FormationKind>>,
@@ -58,6 +59,7 @@ fn read_system(table: &Table<'_>, expected: &str) -> (System, Places) {
         units: table.list("units", name::unit),
         ports: table.numbers("ports", 1..=65_535).into_iter().map(|p| p.map(|p| p as u16)).collect(),
         secrets: table.list("secrets", name::secret),
+        certificates: table.list("certificates", name::word),
         state: table.list("state", name::state_folder),
         ..Places::default()
     };
@@ -79,7 +81,7 @@ fn read_system(table: &Table<'_>, expected: &str) -> (System, Places) {
         units: list(&places.units),
         ports: places.ports.iter().map(|p| p.value).collect(),
         secrets: list(&places.secrets),
-        certificates: list(&table.list("certificates", name::word)),
+        certificates: list(&places.certificates),
         state: list(&places.state),
         keeps: table.word("keeps", &[("copy", Keeps::Copy), ("sole", Keeps::Sole)]).map(|at| at.value),
         formation: formation.map(|f| f.value),
