@@ -427,7 +427,11 @@ fn certificates_are_put_in_place_and_renewed_ones_are_taken_over() {
         let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         (std::fs::read_to_string(path).unwrap(), mode)
     };
-    (pem("libvirt", 1), pem("qemu", 1), says("systemctl", 3), says("virt-admin", 1));
+    for name in ["libvirt", "qemu"] {
+        pem(name, 1);
+    }
+    says("systemctl", 3);
+    says("virt-admin", 1);
     assert_ne!(run("certificates.check"), 0);
     assert_eq!((run("certificates"), run("certificates.check")), (0, 0), "libvirtd will read them when it starts");
     assert_eq!(file("CA/cacert.pem"), (block("CERTIFICATE", "libvirt authority 1"), 0o644));
@@ -439,7 +443,8 @@ fn certificates_are_put_in_place_and_renewed_ones_are_taken_over() {
     }
     assert_eq!(file("qemu/ca-cert.pem"), (block("CERTIFICATE", "qemu authority 1"), 0o640));
     // Renewed while libvirtd runs: not taken over until it says so.
-    (pem("libvirt", 2), says("systemctl", 0));
+    pem("libvirt", 2);
+    says("systemctl", 0);
     assert_ne!(run("certificates.check"), 0);
     assert_eq!((run("certificates"), run("certificates.check")), (1, 1));
     says("virt-admin", 0);

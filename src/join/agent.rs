@@ -65,7 +65,7 @@ enum Event {
     /// The server no longer knows this generation's certificate.
     Refused(String),
     /// A register that was tried in the background.
-    Registered(Result<Registration>),
+    Registered(Result<Box<Registration>>),
     Stop,
 }
 
@@ -393,7 +393,7 @@ impl Agent {
         let (handover, sender, systems) = (self.handover.clone(), self.sender.clone(), self.role.systems.clone());
         std::thread::spawn(move || {
             std::thread::sleep(pause);
-            let _ = sender.send(Event::Registered(register::register(&handover, &systems)));
+            let _ = sender.send(Event::Registered(register::register(&handover, &systems).map(Box::new)));
         });
     }
 }

@@ -280,6 +280,15 @@ const ROWS: &[Row] = &[
         &[("recipes/zed/systems/memcached.toml", "secrets", "secrets[0]: \"horizon.secret\" is read by no template")],
     ),
     (
+        "a certificate that nobody reads",
+        &[("recipes/zed/systems/libvirt.toml", Instead("\"qemu\"]", "\"qemu\", \"spice\"]"))],
+        &[(
+            "recipes/zed/systems/libvirt.toml",
+            "certificates",
+            "certificates[2]: \"spice.pem\" is read by no template",
+        )],
+    ),
+    (
         "a secret that everybody can read",
         &[("overlays/zed/keystone/overlay.toml", Instead("0640", "0644"))],
         &[(KEYSTONE, "connection", "database.password: the result can be read by everybody (mode 0644)")],
