@@ -137,7 +137,7 @@ fn an_order_is_taken_back_or_ended_by_time_and_waited_for() {
     is(&place, &["node", "reimage", "test2", "--force", ""], 2, &["--force needs a reason"]);
     is(&place, &["node", "reimage", "test2", "--destroy-last-copy", "nope"], 2, &["no shared system \"nope\""]);
     is(&place, &["node", "reimage", "test2", "--guests", "keep"], 2, &["stop, lose"]);
-    is(&place, &["node", "reimage", "test2", "--guests", "migrate"], 2, &["is not built", "--guests stop or lose"]);
+    is(&place, &["node", "rm", "test2", "--guests", "migrate"], 2, &["a node that is off", "--guests lose"]);
     is(&place, &["node", "rm", "test2", "--guests", "stop"], 2, &["a node that is off", "--guests lose"]);
 }
 
@@ -278,11 +278,14 @@ fn a_node_is_drained_by_a_word_or_an_order_and_told_until_it_is_done() {
     assert_eq!(task.guests, Drain::Back);
     assert_eq!(told(&["web"], Some(task.number)).drain, None);
 
+    is(&place, &["node", "reimage", "test1"], 3, &["libvirt: 1 guest: web; next: --guests migrate, stop or lose"]);
+    let cannot = "libvirt: 1 guest: web; its image cannot move guests; next: --guests stop or lose";
+    is(&place, &["node", "reimage", "test1", "--guests", "migrate"], 3, &[cannot]);
     is(
         &place,
-        &["node", "reimage", "test1"],
+        &["node", "drain", "test1", "--guests", "migrate"],
         3,
-        &["libvirt: 1 guest: web; next: move them away, or --guests stop or lose"],
+        &["moving the guests of test1 is refused", cannot],
     );
     let wipe = ["node", "reimage", "test1", "--disks", "wipe", "--guests", "stop"];
     is(&place, &wipe, 3, &["a wipe takes the disks of those that are shut down"]);
@@ -380,6 +383,49 @@ fn the_gate_refuses_with_its_arithmetic_and_says_so_later() {
     is(place, &["explain", "test1", "--last", "1"], 0, &["rule gate, forced", "last copy of = galera"]);
     is(place, &["node", "cancel", &order_in(&given)], 0, &[]);
     is(place, &["node", "rm", "test1"], 3, &["while its session lives"]);
+}
+
+#[test]
+fn an_order_that_moves_guests_fails_with_the_one_that_stays() {
+    let cluster = Cluster::new();
+    let place = &cluster.place;
+    let says = |i: usize, seq: u64, guests: &[&str], drain: Option<DrainReport>| {
+        let system = |name: &str, lineage: Option<&str>, guests: &[&str]| SystemReport {
+            name: name.into(),
+            state: SystemState::Healthy,
+            reason: String::new(),
+            lineage: lineage.map(String::from),
+            stranded: false,
+            guests: guests.iter().map(|g| g.to_string()).collect(),
+            stopped: vec![],
+        };
+        let systems = vec![system("galera", Some("L"), &[]), system("libvirt", None, guests)];
+        let report = Report { systems, seq, drain, moves: true, ..report(Phase::Ready) };
+        cluster.server.say::<ReportAnswer>("/v1/report", &report, Some(&cluster.members[i])).unwrap()
+    };
+    let order = ["node", "reimage", "test1", "--guests", "migrate"];
+    says(0, 6, &["web"], None);
+    let sum = "libvirt: 1 guest: web; 2 other nodes, 0 can take them; its image cannot take them: test2, test3";
+    is(place, &order, 3, &[sum]);
+    is(place, &["explain", "test1", "--last", "1"], 0, &["rule guests", sum]);
+    says(1, 6, &[], None);
+    says(2, 6, &[], None);
+    let id = order_in(&is(place, &order, 0, &[]));
+    is(place, &["explain", "test1", "--last", "1"], 0, &["guests may go to = test2, test3", "guests are moved = yes"]);
+    let task = says(0, 7, &["web"], None).drain.unwrap();
+    assert_eq!(task.guests, Drain::Migrate);
+    let detail = "nova-compute: guest web cannot be moved";
+    let failed = DrainReport { number: task.number, done: false, failed: true, detail: detail.into() };
+    let answer = says(0, 8, &["web"], Some(failed));
+    assert_eq!((answer.restart, answer.drain.map(|d| d.guests)), (None, Some(Drain::Back)));
+    let ended = format!("order {id} ended: failed: {detail}");
+    is(place, &["node", "show", "test1"], 0, &[&format!("order is    failed: {detail}"), &ended]);
+    is(place, &["node", "drain", "test1", "--guests", "migrate"], 0, &["those that run are moved"]);
+    let task = says(0, 9, &["web"], None).drain.unwrap();
+    assert_eq!(task.guests, Drain::Migrate);
+    let done = DrainReport { number: task.number, done: true, failed: false, detail: String::new() };
+    says(0, 10, &[], Some(done));
+    is(place, &["node", "show", "test1"], 0, &["guests      drained"]);
 }
 
 #[test]
