@@ -76,7 +76,7 @@ fn qemu_takes_a_peers_certificate_and_no_other() {
         let disk =
             ["--blockdev", "null-co,node-name=disk,size=1048576", "--export", "nbd,id=e,node-name=disk,name=disk"];
         let mut command = daemon(&dir.path().join(folder), "server", &["--nbd-server", &server]);
-        let child = command.args(disk).stdout(Stdio::null()).spawn().unwrap();
+        let child = command.args(disk).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let end = std::time::Instant::now() + PATIENCE;
         while std::net::TcpStream::connect((NODE, port)).is_err() {
             assert!(std::time::Instant::now() < end, "no server");
