@@ -404,6 +404,8 @@ fn a_guest_has_half_an_hour() {
     assert_eq!(since(29), (75, "guest aaa is migrating, 2 are still here".into()));
     assert_eq!(since(30), (1, format!("guest aaa ({A}) is still here after 30 minutes; {NEXT}")));
     assert_eq!(nova.lock().unwrap().aborted, 1);
+    nova.lock().unwrap().here.insert(A, ("error", "", 0));
+    assert_eq!(since(31), (75, "guest bbb is told to move, 2 are still here".into()), "who does not run has no turn");
 }
 
 #[test]
