@@ -124,9 +124,9 @@ class Cloud:
 
 def images(cloud, kernel, ramdisk):
     with open(kernel, "rb") as file:
-        kernel_id = cloud.image("guest-kernel", "aki", "aki", file.read())
+        kernel_id = cloud.image("guest-kernel", "bare", "raw", file.read())
     with open(ramdisk, "rb") as file:
-        ramdisk_id = cloud.image("guest-ramdisk", "ari", "ari", file.read())
+        ramdisk_id = cloud.image("guest-ramdisk", "bare", "raw", file.read())
     # The guest lives in its ramdisk; the disk is only there because a guest has one.
     return cloud.image("guest", "bare", "raw", bytes(1 << 20), kernel_id=kernel_id, ramdisk_id=ramdisk_id,
                        hw_vif_model="e1000", hw_disk_bus="ide", os_command_line="console=ttyS0 quiet")

@@ -56,6 +56,7 @@ impl Scripts {
             let text = std::fs::read_to_string(entry.path()).unwrap();
             let text = text
                 .replace("/etc/mysql", self.path("mysql").to_str().unwrap())
+                .replace("/etc/haproxy", self.path("haproxy").to_str().unwrap())
                 .replace("/etc/kiln/node.env", self.path("node.env").to_str().unwrap())
                 .replace("/run/kiln-openstack", self.path("tokens").to_str().unwrap());
             self.write(&format!("{to}/{}", entry.file_name().to_str().unwrap()), &text);
@@ -513,6 +514,17 @@ fn guests_are_listed_with_those_that_are_shut_down() {
         .output()
         .unwrap();
     assert!(!failed.status.success() && failed.stdout.is_empty(), "who cannot say says nothing");
+}
+
+#[test]
+fn a_node_that_leaves_refuses_new_connections_to_its_own_apis() {
+    let scripts = Scripts::new("68.1", &["haproxy"]);
+    scripts.write("bin/iptables", "#!/bin/sh\necho \"$*\" >>\"$NOTED\"\n");
+    let door = "listen keystone\n    bind 127.0.68.9:5000\n    server compute1 127.0.68.1:5000 check\n    server compute2 127.0.68.2:5000 check\n";
+    scripts.write("haproxy/conf.d/keystone.cfg", door);
+    assert_eq!(scripts.run("haproxy/leave", &[], ""), (0, String::new()));
+    let rule = "-w 5 -I INPUT -d 127.0.68.1 -p tcp --syn --dport 5000 -j REJECT --reject-with tcp-reset";
+    assert_eq!(scripts.noted(), [rule]);
 }
 
 #[test]

@@ -218,14 +218,8 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runt
     say(&format!("http {}", http_listener.local_addr()?));
     plain.spawn(http::run(http_listener, nodes.clone()));
 
-    let mut files_server = None;
-    if let (Some(interface), Some(address)) = (&arguments.interface, address) {
-        let started = start_netboot(interface, address, http_port, mode, &database, &nodes)?;
-        if let Some(handle) = started.dhcp {
-            let _ = running.set(handle);
-        }
-        files_server = Some(started.tftp);
-    }
+    let netboot = arguments.interface.as_deref().zip(address);
+    let tftp = netboot.map(|(interface, address)| start_tftp(interface, address, &nodes)).transpose()?;
 
     let admin_address = sockets::address(&arguments.admin_listen, ADMIN_PORT)
         .map_err(|e| error(Exit::Usage, format!("--admin-listen: {e}")))?;
@@ -237,11 +231,21 @@ async fn serve(arguments: Arguments, mode: Mode, site: Site, plain: &tokio::runt
     tokio::spawn(admin::run_listen(admin_listener, operator.clone()));
     tokio::spawn(admin::run_socket(socket_listener, operator.clone()));
     tokio::spawn(keep_in_use(ledger.clone(), in_use.clone()));
-    say("ready");
 
-    let ended = wait(&ledger, &arguments.site, &operator, &secrets, secrets_file.as_deref()).await;
+    // Its probe takes seconds: everything else answers meanwhile.
+    let dhcp = async {
+        if let Some((interface, address)) = netboot {
+            start_dhcp(interface, address, http_port, &database, &nodes).await?;
+        }
+        say("ready");
+        Ok(())
+    };
+    let ended = tokio::select! {
+        ended = wait(&ledger, &arguments.site, &operator, &secrets, secrets_file.as_deref()) => ended,
+        Err(error) = dhcp => Err(error),
+    };
     drop(socket);
-    drop(files_server);
+    drop(tftp);
     drop(writer); // its thread ends with the last handle; what it answered for is on the disk
     ended
 }
@@ -414,19 +418,7 @@ fn read_loaders(folder: Option<&Path>) -> Result<Loaders> {
     Ok(Loaders::new(found))
 }
 
-struct Netboot {
-    dhcp: Option<dhcp::Handle>,
-    tftp: tftp::Handle,
-}
-
-fn start_netboot(
-    interface: &str,
-    address: Ipv4Addr,
-    http_port: u16,
-    mode: Mode,
-    database: &Path,
-    nodes: &Arc<nodes::Nodes>,
-) -> Result<Netboot> {
+fn start_tftp(interface: &str, address: Ipv4Addr, nodes: &Arc<nodes::Nodes>) -> Result<tftp::Handle> {
     let counters = nodes.counters.clone();
     let events: tftp::Events = Arc::new(move |event| {
         tracing::debug!(peer = %event.peer, name = %event.name, bytes = event.bytes, "tftp {}", event.outcome.word());
@@ -434,27 +426,37 @@ fn start_netboot(
     });
     let tftp = tftp::Server::start(SocketAddrV4::new(address, TFTP_PORT), Some(interface), nodes.clone(), events)?;
     say(&format!("tftp {}", tftp.address()));
-    let reply_mode = match mode {
+    Ok(tftp)
+}
+
+/// Unless another server gives addresses on this interface.
+async fn start_dhcp(
+    interface: &str,
+    server: Ipv4Addr,
+    http_port: u16,
+    database: &Path,
+    nodes: &Arc<nodes::Nodes>,
+) -> Result<()> {
+    let mode = match nodes.mode {
         Mode::Authoritative => reply::Mode::Authoritative,
         Mode::Proxy => reply::Mode::Proxy,
-        Mode::Off => return Ok(Netboot { dhcp: None, tftp }),
+        Mode::Off => return Ok(()),
     };
-    if mode == Mode::Authoritative {
-        let other = dhcp::probe(interface, sockets::interface_mac(interface)?)?;
+    if mode == reply::Mode::Authoritative {
+        let (name, mac) = (interface.to_string(), sockets::interface_mac(interface)?);
+        let other = tokio::task::spawn_blocking(move || dhcp::probe(&name, mac)).await??;
         if let Some(server) = other {
             let next = "stop it, or use --dhcp proxy";
             return Err(error(Exit::Refused, format!("DHCP server {server} answers on {interface} already; {next}")));
         }
     }
-    let config = dhcp::Config {
-        interface: interface.to_string(),
-        reply: reply::Config { mode: reply_mode, server: address, http_port },
-    };
+    let config = dhcp::Config { interface: interface.to_string(), reply: reply::Config { mode, server, http_port } };
     let table = Box::new(leases::LeaseTable(sqlite::Leases::open(database)?));
     let noting = nodes.clone();
     let handle = dhcp::Server::start(config, nodes.clone(), table, Arc::new(move |event| noting.note(event)))?;
-    say(&format!("dhcp {} on {interface}", if mode == Mode::Proxy { "proxy" } else { "authoritative" }));
-    Ok(Netboot { dhcp: Some(handle), tftp })
+    let _ = nodes.dhcp.set(handle);
+    say(&format!("dhcp {} on {interface}", if nodes.mode == Mode::Proxy { "proxy" } else { "authoritative" }));
+    Ok(())
 }
 
 fn operator(
