@@ -9,11 +9,12 @@ use kiln::pxe::machine::Machine;
 use kiln::pxe::{Directory, Link, Offer, Placement, Pool};
 use kiln::site::Mac;
 use kiln::sys::udp;
+use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -445,6 +446,76 @@ fn the_probe_finds_a_dhcp_server_and_no_proxy() {
     proxy.handle.stop();
     net.dnsmasq();
     assert_eq!(net.within("client", ask), Some(DNSMASQ));
+}
+
+const SITE: &str = r#"
+[cluster]
+name = "test"
+release = "zed"
+[access]
+ssh_keys = []
+[role.test]
+image = "zed/test"
+[network.management]
+subnet = "10.77.0.0/24"
+[[node]]
+name = "test1"
+role = "test"
+mac = ["52:54:00:77:00:01"]
+management = { address = "10.77.0.11" }
+state = { volatile = true }
+"#;
+
+/// `kiln serve` in the namespace `server`; its lines come by the channel.
+fn kiln_serve(net: &Net, dir: &Path) -> (Child, mpsc::Receiver<String>) {
+    std::fs::write(dir.join("site.toml"), SITE).unwrap();
+    let mut command = net.command("server", env!("CARGO_BIN_EXE_kiln"));
+    command.args(["serve", "--interface", "eth0", "--site", "site.toml", "--state", "state", "--store", "store"]);
+    command.args(["--socket", "kiln.sock"]).current_dir(dir).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (sender, lines) = mpsc::channel();
+    let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    for stream in [Box::new(out) as Box<dyn Read + Send>, Box::new(err)] {
+        let sender = sender.clone();
+        std::thread::spawn(move || BufReader::new(stream).lines().map_while(Result::ok).try_for_each(|l| sender.send(l)));
+    }
+    (child, lines)
+}
+
+#[test]
+fn the_operator_is_answered_while_other_dhcp_servers_are_looked_for() {
+    let Some(net) = Net::new() else { return };
+    if !tool("dnsmasq") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let wait = |lines: &mpsc::Receiver<String>, start: &str| {
+        let end = Instant::now() + Duration::from_secs(60);
+        let mut seen = Vec::new();
+        loop {
+            let line = lines.recv_timeout(end.saturating_duration_since(Instant::now()));
+            let Ok(line) = line else { panic!("no line {start:?} in {seen:#?}") };
+            seen.push(line);
+            if seen.last().unwrap().contains(start) {
+                return seen;
+            }
+        }
+    };
+    // Nobody else is there.
+    let (mut child, lines) = kiln_serve(&net, dir.path());
+    wait(&lines, "socket ");
+    let mut asked = Command::new(env!("CARGO_BIN_EXE_kiln"));
+    let asked = asked.args(["node", "ls", "--socket"]).arg(dir.path().join("kiln.sock")).output().unwrap();
+    assert!(asked.status.success(), "{asked:?}");
+    assert_eq!(wait(&lines, "ready").first().map(String::as_str), Some("dhcp authoritative on eth0"), "after the answer");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Somebody is.
+    net.dnsmasq();
+    let (mut child, lines) = kiln_serve(&net, dir.path());
+    let said = wait(&lines, "answers on eth0 already");
+    assert!(said.iter().all(|l| l != "ready" && !l.starts_with("dhcp ")), "{said:#?}");
+    assert_eq!(child.wait().unwrap().code(), Some(3));
 }
 
 #[test]
