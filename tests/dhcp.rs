@@ -477,7 +477,9 @@ fn kiln_serve(net: &Net, dir: &Path) -> (Child, mpsc::Receiver<String>) {
     let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     for stream in [Box::new(out) as Box<dyn Read + Send>, Box::new(err)] {
         let sender = sender.clone();
-        std::thread::spawn(move || BufReader::new(stream).lines().map_while(Result::ok).try_for_each(|l| sender.send(l)));
+        std::thread::spawn(move || {
+            BufReader::new(stream).lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
+        });
     }
     (child, lines)
 }
@@ -507,7 +509,11 @@ fn the_operator_is_answered_while_other_dhcp_servers_are_looked_for() {
     let mut asked = Command::new(env!("CARGO_BIN_EXE_kiln"));
     let asked = asked.args(["node", "ls", "--socket"]).arg(dir.path().join("kiln.sock")).output().unwrap();
     assert!(asked.status.success(), "{asked:?}");
-    assert_eq!(wait(&lines, "ready").first().map(String::as_str), Some("dhcp authoritative on eth0"), "after the answer");
+    assert_eq!(
+        wait(&lines, "ready").first().map(String::as_str),
+        Some("dhcp authoritative on eth0"),
+        "after the answer"
+    );
     child.kill().unwrap();
     child.wait().unwrap();
     // Somebody is.
