@@ -449,21 +449,9 @@ fn the_probe_finds_a_dhcp_server_and_no_proxy() {
 }
 
 const SITE: &str = r#"
-[cluster]
-name = "test"
-release = "zed"
-[access]
-ssh_keys = []
-[role.test]
-image = "zed/test"
-[network.management]
-subnet = "10.77.0.0/24"
-[[node]]
-name = "test1"
-role = "test"
-mac = ["52:54:00:77:00:01"]
-management = { address = "10.77.0.11" }
-state = { volatile = true }
+cluster = { name = "test", release = "zed" }
+access = { ssh_keys = [] }
+network.management = { subnet = "10.77.0.0/24" }
 "#;
 
 /// `kiln serve` in the namespace `server`; its lines come by the channel.

@@ -477,6 +477,23 @@ fn told(w: &World) -> Option<(u64, Drain)> {
     drain_task(&w.state.node("c1")).map(|t| (t.number, t.guests))
 }
 
+/// An order that is cancelled or expires before the restart: guests may come again.
+fn given_up(begun: impl Fn() -> World) {
+    for end in [Command::Cancel { order: ID.into(), failed: false }, Command::Tick { wall_ms: WALL + 9000 }] {
+        let mut w = begun();
+        w.run(end).unwrap();
+        assert_eq!(told(&w), Some((w.state.rev, Drain::Back)));
+    }
+}
+
+/// Of a node that is off nobody can be shut down or moved.
+fn nobody_there(risk: Risk) {
+    let mut w = World::new();
+    w.silence();
+    let removed = w.run(Command::Remove { node: "c1".into(), risk });
+    assert_eq!(removed.unwrap_err().why, Why::Invalid);
+}
+
 fn word(w: &World, done: bool, failed: bool, detail: &str) -> Option<DrainReport> {
     told(w).map(|(number, _)| DrainReport { number, done, failed, detail: detail.into() })
 }
@@ -522,7 +539,6 @@ fn guests_are_named_also_of_a_node_that_is_silent() {
 fn a_drained_node_says_how_far_it_is_until_it_is_as_before() {
     let mut w = World::new();
     let line = |w: &World| drain_line(&w.state, &w.live, "c1", w.now).unwrap_or_default();
-    let told = |w: &World| drain_task(&w.state.node("c1")).map(|t| (t.number, t.guests));
     let at = |number, done, detail: &str| Some(DrainReport { number, done, failed: false, detail: detail.into() });
     let drain = || Command::Drain { node: "c1".into(), giver: "ada".into(), migrate: false };
     let undrain = || Command::Undrain { node: "c1".into() };
@@ -562,9 +578,7 @@ fn a_drained_node_says_how_far_it_is_until_it_is_as_before() {
 
 #[test]
 fn an_order_shuts_guests_down_before_the_restart_and_ends_that_with_itself() {
-    let told = |w: &World| drain_task(&w.state.node("c1")).map(|t| (t.number, t.guests));
-    let at =
-        |w: &World, done| told(w).map(|(number, _)| DrainReport { number, done, failed: false, detail: String::new() });
+    let at = |w: &World, done| word(w, done, false, "");
     let restarts = |w: &World| restart(&w.state, &w.live, "c1", w.now).unwrap();
     let begun = || {
         let mut w = World::new();
@@ -602,11 +616,7 @@ fn an_order_shuts_guests_down_before_the_restart_and_ends_that_with_itself() {
     hosts(&mut w, &["web"], &[], done);
     assert_eq!(told(&w), None);
     // Taken back, or too late: the same.
-    for end in [Command::Cancel { order: ID.into(), failed: false }, Command::Tick { wall_ms: WALL + 9000 }] {
-        let mut w = begun();
-        w.run(end).unwrap();
-        assert_eq!(told(&w), Some((w.state.rev, Drain::Back)));
-    }
+    given_up(begun);
     // What the operator drained before stays drained.
     let mut w = World::new();
     hosts(&mut w, &["web"], &[], None);
@@ -615,11 +625,7 @@ fn an_order_shuts_guests_down_before_the_restart_and_ends_that_with_itself() {
     assert_eq!(told(&w), Some((w.state.rev, Drain::Stop)));
     w.run(Command::Cancel { order: ID.into(), failed: false }).unwrap();
     assert_eq!(told(&w), Some((w.state.rev, Drain::Stay)));
-    // A node that is off has nobody to shut down.
-    let mut w = World::new();
-    w.silence();
-    let removed = w.run(Command::Remove { node: "c1".into(), risk: Risk { stop_guests: true, ..forced() } });
-    assert_eq!(removed.unwrap_err().why, Why::Invalid);
+    nobody_there(Risk { stop_guests: true, ..forced() });
 }
 
 #[test]
@@ -739,16 +745,8 @@ fn an_order_waits_until_guests_are_moved_and_fails_with_the_one_that_cannot_be()
     compute_says(&mut w, "c1", (&["web"], &[]), failed, true);
     assert_eq!((w.last("c1").ended, told(&w).unwrap().1), (None, Drain::Migrate));
     // Taken back, or too late: those that are elsewhere stay there.
-    for end in [Command::Cancel { order: ID.into(), failed: false }, Command::Tick { wall_ms: WALL + 9000 }] {
-        let mut w = begun(Disks::Keep);
-        w.run(end).unwrap();
-        assert_eq!(told(&w), Some((w.state.rev, Drain::Back)));
-    }
-    // A node that is off has nobody to move.
-    let mut w = World::new();
-    w.silence();
-    let removed = w.run(Command::Remove { node: "c1".into(), risk: Risk { migrate_guests: true, ..forced() } });
-    assert_eq!(removed.unwrap_err().why, Why::Invalid);
+    given_up(|| begun(Disks::Keep));
+    nobody_there(Risk { migrate_guests: true, ..forced() });
 }
 
 #[test]
