@@ -26,7 +26,11 @@ pub const UNIT_LINK: &str = "etc/systemd/system/multi-user.target.wants/kiln-nod
 const ORDER_FILE: &str = "usr/lib/systemd/system/kiln-order.service";
 
 fn order(recipe: &Recipe) -> String {
-    let units: Vec<&str> = recipe.systems.iter().flat_map(|s| &s.units).map(String::as_str).collect();
+    let mut units: Vec<String> = recipe.systems.iter().flat_map(|s| &s.units).cloned().collect();
+    // And what a socket starts: it answers for its system while that leaves.
+    let started: Vec<String> =
+        units.iter().filter_map(|u| Some(format!("{}.service", u.strip_suffix(".socket")?))).collect();
+    units.extend(started);
     format!(
         "[Unit]
 Description=kiln-node stops before its systems do
@@ -267,7 +271,9 @@ mod tests {
             role: "infra".into(),
             distribution: Distribution { family: Family::Apt, name: "debian12".into() },
             stages: Vec::new(),
-            systems: vec![serde_json::from_str(r#"{"name":"web"}"#).unwrap()],
+            systems: vec![
+                serde_json::from_str(r#"{"name":"web","units":["web.service","web-check.socket"]}"#).unwrap(),
+            ],
             overlays: vec!["base".into(), "web".into()],
             repositories: Vec::new(),
             cmdline: Vec::new(),
@@ -351,6 +357,9 @@ mod tests {
         assert_eq!((folder.mode, folder.uid, folder.gid), (0o750, 401, 402));
         assert_eq!((found["var/lib/web/seed"].uid, found["var/lib/web/seed"].gid), (401, 402));
         assert_eq!(found[NODE_FILE].mode, 0o755);
+        let Body::Bytes(order) = &found[ORDER_FILE].body else { panic!("kiln-order.service is no file") };
+        let order = String::from_utf8_lossy(order);
+        assert!(order.contains("\nAfter=web.service web-check.socket web-check.service\n"), "{order}");
         assert_eq!(found["etc/machine-id"].body, Body::Bytes(Vec::new()));
         let Body::Bytes(json) = &found["usr/lib/kiln/role.json"].body else { panic!("role.json is no file") };
         let role: RoleFile = serde_json::from_slice(json).unwrap();
