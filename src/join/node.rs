@@ -121,6 +121,18 @@ impl Job {
     }
 }
 
+/// How a step for another node ended.
+pub fn peer_told(task: &PeerTask, outcome: &Outcome) -> DoneRequest {
+    DoneRequest {
+        system: task.system.clone(),
+        step: task.step.clone(),
+        seq: 0,
+        peer: Some(task.clone()),
+        ok: matches!(outcome, Outcome::Done(_)),
+        detail: words(outcome),
+    }
+}
+
 /// All systems of this node.
 #[derive(Clone, Debug)]
 pub struct Node {

@@ -14,7 +14,7 @@ pub mod process;
 pub mod server;
 
 use kiln::image::id::Digest;
-use kiln::join::node::{Action, Job, Outcome};
+use kiln::join::node::{Action, Job, Outcome, peer_told};
 use kiln::ledger::answer;
 use kiln::ledger::decide::Boot;
 use kiln::ledger::decide::breaker::PAUSE_MAX_SECS;
@@ -668,14 +668,7 @@ impl World {
     /// Tells the server that a peer step ended here.
     pub fn tell_peer(&mut self, n: usize, task: &kiln::ledger::message::PeerTask, now: u64) {
         let Some(fingerprint) = self.machines[n].cert.as_ref().map(|c| c.print) else { return };
-        let request = kiln::ledger::message::DoneRequest {
-            system: task.system.clone(),
-            step: task.step.clone(),
-            seq: 0,
-            peer: Some(task.clone()),
-            ok: true,
-            detail: String::new(),
-        };
+        let request = peer_told(task, &Outcome::Done(String::new()));
         if !self.machines[n].cut {
             let _ = self.send(n, Command::Done { fingerprint, request }, Fate::Good, now);
         }

@@ -3,8 +3,8 @@
 
 use super::Event;
 use super::register::Registration;
-use crate::join::node::{Action, Job, Outcome};
-use crate::ledger::message::{DoneAnswer, DoneRequest, Handover, PeerTask, Verdict};
+use crate::join::node::{Action, Job, Outcome, peer_told};
+use crate::ledger::message::{DoneAnswer, Handover, PeerTask, Verdict};
 use crate::sys::files;
 use crate::sys::http::{Client, Timeouts, status_of};
 use crate::sys::json;
@@ -81,15 +81,7 @@ impl Link {
 
     /// Tells that a peer step ended here; a lost word is made good by running the step again.
     pub fn tell_peer(&self, task: &PeerTask, outcome: &Outcome) {
-        let request = DoneRequest {
-            system: task.system.clone(),
-            step: task.step.clone(),
-            seq: 0,
-            peer: Some(task.clone()),
-            ok: matches!(outcome, Outcome::Done(_)),
-            detail: String::new(),
-        };
-        if let Err(e) = self.post::<DoneAnswer>("done", &request, None) {
+        if let Err(e) = self.post::<DoneAnswer>("done", &peer_told(task, outcome), None) {
             eprintln!("{}/{} for {}: telling the server: {e:#}", task.system, task.step, task.node);
         }
     }

@@ -463,6 +463,19 @@ fn peer_steps_run_beside_the_systems_own_work() {
 }
 
 #[test]
+fn what_another_node_s_step_said_reaches_the_server() {
+    let task = PeerTask { system: "api".into(), step: "forget".into(), node: "n3".into(), generation: 0 };
+    for outcome in [Outcome::Failed("guests are left".into()), Outcome::Later("guests are left".into())] {
+        let request = peer_told(&task, &outcome);
+        assert_eq!(
+            (request.ok, request.detail.as_str(), request.peer.as_ref()),
+            (false, "guests are left", Some(&task))
+        );
+    }
+    assert!(peer_told(&task, &ok()).ok);
+}
+
+#[test]
 fn a_start_that_hangs_because_all_others_are_gone_stands_down_when_the_server_says_so() {
     let mut node = Node::new(&[seeded()], &BTreeSet::new(), 0);
     does(&mut node, "db look db.service", Outcome::Down("inactive".into()), 0);
