@@ -36,7 +36,7 @@ TIMEOUT_SECS = 120     # one answer, of a cloud that shares two processors with 
 ACTIVE_SECS = 300      # a guest's way to ACTIVE
 METADATA_SECS = 300    # its boot in emulation, until it has its metadata
 POLL_SECS = 2
-TOKEN_SECS = 2         # one of many tokens: who waits longer asks again
+TOKEN_SECS = 60        # one of many tokens; openstack's own client would wait for ever
 REGION_PORTS = {"image": 9292, "network": 9696, "compute": 8774}
 started = time.time()
 
@@ -61,15 +61,15 @@ def admin(password):
 def tokens(vip, password):
     url, data = "http://%s:5000/v3/auth/tokens" % vip, json.dumps(admin(password)).encode()
     while True:
-        due = time.monotonic() + 1
+        began = time.monotonic()
         try:
             request = urllib.request.Request(url, data, headers={"Content-Type": "application/json"})
             with urllib.request.urlopen(request, timeout=TOKEN_SECS) as answer:
                 if answer.headers["X-Subject-Token"]:
                     print(int(time.time() * 1000), flush=True)
-        except (OSError, urllib.error.URLError):
-            pass
-        time.sleep(max(0, due - time.monotonic()))
+        except (OSError, urllib.error.URLError) as why:
+            print("%s no token after %.1f s: %s" % (time.strftime("%T"), time.monotonic() - began, why), file=sys.stderr)
+        time.sleep(max(0, began + 1 - time.monotonic()))
 
 
 class Cloud:

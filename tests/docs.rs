@@ -62,7 +62,10 @@ fn at_vip(release: &str, name: &str) -> BTreeSet<u16> {
     for (path, _, text) in tree.templates().filter(|(path, ..)| path.starts_with("/etc/haproxy/")) {
         let secrets = sample_secrets([&"haproxy.stats".to_string()]);
         let text = overlay::render::render(&path, std::str::from_utf8(text).unwrap(), &view, &secrets).unwrap();
-        ports.extend(text.lines().filter_map(|line| line.trim().strip_prefix(&vip)?.parse::<u16>().ok()));
+        ports.extend(
+            text.lines()
+                .filter_map(|line| line.trim().strip_prefix(&vip)?.split_whitespace().next()?.parse::<u16>().ok()),
+        );
     }
     ports
 }

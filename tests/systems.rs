@@ -5,11 +5,12 @@
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// The later one wins.
 const OVERLAYS: [&str; 2] = ["overlays/common", "overlays/zed"];
@@ -517,14 +518,40 @@ fn guests_are_listed_with_those_that_are_shut_down() {
 }
 
 #[test]
-fn a_node_that_leaves_refuses_new_connections_to_its_own_apis() {
+fn a_node_that_leaves_refuses_new_connections_to_its_own_apis_and_awaits_what_is_under_way() {
     let scripts = Scripts::new("68.1", &["haproxy"]);
     scripts.write("bin/iptables", "#!/bin/sh\necho \"$*\" >>\"$NOTED\"\n");
-    let door = "listen keystone\n    bind 127.0.68.9:5000\n    server compute1 127.0.68.1:5000 check\n    server compute2 127.0.68.2:5000 check\n";
-    scripts.write("haproxy/conf.d/keystone.cfg", door);
-    assert_eq!(scripts.run("haproxy/leave", &[], ""), (0, String::new()));
-    let rule = "-w 5 -I INPUT -d 127.0.68.1 -p tcp --syn --dport 5000 -j REJECT --reject-with tcp-reset";
+    let api = TcpListener::bind("127.0.68.1:0").unwrap();
+    let port = api.local_addr().unwrap().port();
+    let door = format!(
+        "listen keystone\n    bind 127.0.68.9:5000\n    server compute1 127.0.68.1:{port} check\n    server compute2 127.0.68.2:{port} check\n"
+    );
+    scripts.write("haproxy/conf.d/keystone.cfg", &door);
+    let client = TcpStream::connect(api.local_addr().unwrap()).unwrap();
+    let (served, _) = api.accept().unwrap();
+    let ended = Arc::new(Mutex::new(false));
+    let mark = ended.clone();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(700));
+        *mark.lock().unwrap() = true;
+        drop((client, served));
+    });
+    assert_eq!(scripts.run("haproxy/refuse", &[], ""), (0, String::new()));
+    assert!(*ended.lock().unwrap(), "a request was under way");
+    let rule = format!("-w 5 -I INPUT -d 127.0.68.1 -p tcp --syn --dport {port} -j REJECT --reject-with tcp-reset");
     assert_eq!(scripts.noted(), [rule]);
+}
+
+/// What a door answers after the VIP has left its node is sent from an address that is not there.
+#[test]
+fn doors_at_the_vip_are_transparent() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("overlays");
+    let found = Command::new("grep").args(["-rh", "bind {{ cluster.vip }}"]).arg(top).output().unwrap();
+    let doors = String::from_utf8(found.stdout).unwrap();
+    assert!(doors.lines().count() >= 12, "{doors}");
+    for door in doors.lines() {
+        assert!(door.ends_with(" transparent"), "{door}");
+    }
 }
 
 #[test]
