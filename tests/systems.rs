@@ -554,6 +554,29 @@ fn doors_at_the_vip_are_transparent() {
     }
 }
 
+/// Else a node that starts, or whose clients all connect anew, is slow for the users of the others.
+#[test]
+fn what_all_nodes_wait_for_comes_before_what_a_node_does_for_itself() {
+    let overlays = Path::new(env!("CARGO_MANIFEST_DIR")).join("overlays");
+    let text = |path: &str| std::fs::read_to_string(overlays.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    for (overlay, unit) in [
+        ("common/galera", "mariadb"),
+        ("common/haproxy", "haproxy"),
+        ("common/memcached", "memcached"),
+        ("zed/keystone", "keystone"),
+        ("mitaka/keystone", "httpd"),
+    ] {
+        let path = format!("{overlay}/rootfs/usr/lib/systemd/system/{unit}.service.d/nice.conf");
+        assert!(text(&path).contains("\nNice=-10\n"), "{path}");
+    }
+    for (release, doors) in [("zed", 6), ("mitaka", 5)] {
+        let found = Command::new("grep").args(["-rh", "default-server"]).arg(overlays.join(release)).output().unwrap();
+        let found = String::from_utf8(found.stdout).unwrap();
+        assert_eq!(found.lines().count(), doors, "{found}");
+        assert!(found.lines().all(|l| l.ends_with(" slowstart 60s")), "{found}");
+    }
+}
+
 #[test]
 fn a_statement_that_fails_is_not_shown_with_its_password() {
     let scripts = Scripts::new("9.1", &["galera"]);
