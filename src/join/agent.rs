@@ -2,6 +2,7 @@
 //! order, reports. What runs goes on when the server or this program is gone; an agent that is
 //! restarted goes on where it was, in the same generation.
 
+mod door;
 mod keep;
 mod link;
 mod place;
@@ -10,6 +11,7 @@ mod report;
 mod repositories;
 mod scripts;
 
+use self::door::Door;
 use self::link::Link;
 use self::register::Registration;
 use self::report::Reporter;
@@ -204,6 +206,8 @@ impl Agent {
             self.register_later(&mut registers, Duration::ZERO);
         }
         let reporter = Reporter::start(link.clone(), self.sender.clone());
+        let door = Door::default();
+        door.tell(registration.answer.view.node.address.into());
         let (mut last_phase, mut said, mut brings) = (Phase::Register, None, false);
         let (mut restarts, mut drains): (Option<Instant>, _) = (None, Drains::default());
         loop {
@@ -219,6 +223,7 @@ impl Agent {
             }
             if last_phase == Phase::Ready && !brings {
                 brings = true;
+                door.ready();
                 repositories::bring_later(&self.role, &self.handover);
                 keep::later(&self.handover);
             }
