@@ -90,8 +90,13 @@ impl Whole {
             whole.build(name, "1.0", &good.join("Packages"));
         }
         copy(&good, &top.join("unsigned"));
-        whole.sign("gpg", &good.join("Packages/alpha-1.0-2.noarch.rpm"), &["--rpmv3"]);
-        whole.sign("gpg", &good.join("Packages/beta-1.0-2.noarch.rpm"), &[]);
+        whole.sign("gpg", &good.join(ALPHA), &["--rpmv3"]);
+        whole.sign("gpg", &good.join(BETA), &[]);
+        // They are exchanged; the time of signing makes another one.
+        while made::signature_len(&good.join(ALPHA)) != made::signature_len(&good.join(BETA)) {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            whole.sign("gpg", &good.join(BETA), &[]);
+        }
         whole.index(&good);
         whole
     }
