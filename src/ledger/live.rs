@@ -3,7 +3,7 @@
 
 use super::decide::{Boot, Command};
 use super::identify::{Identity, identify};
-use super::message::{DoneRequest, DrainReport, PeerTask, Report, SESSION_DEAD_SECS, SystemReport, SystemState};
+use super::message::{DoneRequest, DrainReport, PeerTask, Phase, Report, SESSION_DEAD_SECS, SystemReport, SystemState};
 use super::state::State;
 use super::text;
 use crate::site::Mac;
@@ -91,12 +91,15 @@ pub struct Heard {
     pub at_ms: u64,
     /// Its newest report since this server started; `None`: it has only registered.
     pub report: Option<Reported>,
+    /// Since when it says that it is ready, without another word between.
+    pub ready_ms: Option<u64>,
 }
 
 /// What a report says of the systems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reported {
     pub seq: u64,
+    pub ready: bool,
     /// Systems that serve with a lineage.
     pub lineages: Arc<BTreeMap<String, String>>,
     /// Systems that run but cannot serve.
@@ -138,6 +141,7 @@ impl Reported {
         let healthy = report.systems.iter().filter(|s| s.state == SystemState::Healthy).map(|s| s.name.clone());
         Reported {
             seq: report.seq,
+            ready: report.phase == Phase::Ready && !report.leaving,
             lineages: Arc::new(lineages.collect()),
             stranded: Arc::new(stranded.collect()),
             healthy: Arc::new(healthy.collect()),
@@ -263,10 +267,19 @@ impl Live {
 
     fn hear(&mut self, state: &State, node: &str, report: Option<Reported>, now_ms: u64) {
         let generation = state.node(node).generation;
-        let before = self.heard.get(node).filter(|h| h.generation == generation).and_then(|h| h.report.clone());
+        let before = self.heard.get(node).filter(|h| h.generation == generation);
+        let (before, ready_ms) = before.map_or((None, None), |h| (h.report.clone(), h.ready_ms));
         // Messages may overtake each other: the newest one counts.
         let report = report.filter(|r| before.as_ref().is_none_or(|b| b.seq <= r.seq)).or(before);
-        self.heard.insert(node.to_string(), Heard { generation, at_ms: now_ms, report });
+        let ready_ms = report.as_ref().filter(|r| r.ready).map(|_| ready_ms.unwrap_or(now_ms));
+        self.heard.insert(node.to_string(), Heard { generation, at_ms: now_ms, report, ready_ms });
+    }
+
+    /// For how long the node's current session has been ready, as far as this server heard; `None`: it is not.
+    pub fn ready_for(&self, state: &State, node: &str, now_ms: u64) -> Option<u64> {
+        let generation = state.nodes.get(node)?.generation;
+        let since = self.heard.get(node).filter(|h| h.generation == generation)?.ready_ms?;
+        Some(now_ms.saturating_sub(since))
     }
 
     /// The lineage with which a node serves a system, by its newest report: it is the current

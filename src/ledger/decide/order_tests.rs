@@ -1,6 +1,7 @@
 //! A row for each thing that the gate lets through or refuses, and the life of an order from the
 //! operator's word to a node that is ready.
 
+use super::rollout::SETTLE_MS;
 use super::*;
 use crate::image::sign::public_text;
 use crate::ledger::answer;
@@ -1422,6 +1423,12 @@ impl World {
         given.unwrap_or_default()
     }
 
+    /// All are well for as long as a rollout waits.
+    fn settle(&mut self) {
+        self.now += SETTLE_MS;
+        NAMES.iter().for_each(|n| self.well(n));
+    }
+
     /// The node leaves, boots by its order, and is ready.
     fn follows(&mut self, number: u8) {
         let name = format!("n{number}");
@@ -1465,7 +1472,10 @@ fn a_rollout_goes_from_node_to_node_and_ends_with_the_roles_image() {
         w.live = Live::new(w.now);
         assert_eq!(w.tick(), "", "nobody has spoken");
         NAMES.iter().for_each(|n| w.well(n));
+        assert_eq!(w.tick(), "", "the node has just become ready, as far as this server knows");
+        w.settle();
     }
+    w.tick();
     assert_eq!(w.state.image_of("infra").unwrap().id.0[0], 2);
     assert_eq!(w.state.rollout.as_ref().unwrap().ended, Some(true));
     assert!(NAMES.iter().all(|n| w.state.node(n).image.is_none()), "it is their role's by now");
@@ -1496,12 +1506,38 @@ fn a_rollout_waits_for_the_gate_and_stops_at_the_first_failure() {
     w.follows(1);
     assert_eq!(w.tick(), "", "what is under way goes on, nothing further");
     w.run(Command::ResumeRollout).unwrap();
+    w.settle();
     assert_eq!(w.tick(), "n2");
     w.run(Command::AbortRollout).unwrap();
     assert_eq!((w.last("n2").ended, w.tick().as_str()), (Some(End::Cancelled), ""));
     let boots = |n: &str| w.state.image_for(w.state.site_node(n).unwrap()).unwrap().id.0[0];
     assert_eq!((boots("n1"), boots("n2")), (2, 1), "who has it keeps it");
     assert_eq!(w.run(Command::AbortRollout).unwrap_err().why, Why::NotFound);
+}
+
+#[test]
+fn a_rollout_goes_on_when_the_node_before_has_settled() {
+    let mut w = World::new();
+    rollout(&mut w, &[], false).unwrap();
+    assert_eq!(w.tick(), "n1");
+    w.follows(1);
+    let waits = |w: &World| match next_in_rollout(&w.state, &w.live, w.state.rollout.as_ref().unwrap(), w.now) {
+        Next::Waits(why) => why,
+        next => panic!("{next:?}"),
+    };
+    w.now += SETTLE_MS / 2;
+    NAMES.iter().for_each(|n| w.well(n));
+    assert_eq!((w.tick().as_str(), waits(&w).as_str()), ("", "n1, ready for 15 s, to be so for 30 s"));
+    // It fails for a moment: what counts is how long it is ready in a row.
+    w.says("n1", Phase::Failed, vec![], None, false);
+    w.well("n1");
+    w.now += SETTLE_MS / 2;
+    NAMES.iter().for_each(|n| w.well(n));
+    assert_eq!(waits(&w), "n1, ready for 15 s, to be so for 30 s");
+    w.now += SETTLE_MS / 2;
+    NAMES.iter().for_each(|n| w.well(n));
+    assert_eq!(w.tick(), "n2");
+    assert_eq!(waits(&w), "n2 to be ready");
 }
 
 #[test]

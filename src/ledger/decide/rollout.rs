@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 
 /// An order of a rollout that was not followed is over after this.
 const ORDER_MS: u64 = 2 * 3600 * 1000;
+/// A node counts as away until it has been ready for so long: then its services have settled, and the image is kept
+/// on its disk.
+pub(super) const SETTLE_MS: u64 = 30_000;
 
 fn refused(reason: impl Into<String>) -> Refusal {
     Refusal::new(Why::Refused, reason)
@@ -105,7 +108,7 @@ pub enum Next {
 /// Where a rollout goes from here.
 pub fn next(state: &State, live: &Live, known: &RolloutState, now_ms: u64) -> Next {
     let rollout = &known.rollout;
-    let mut away = Vec::new();
+    let mut away = BTreeMap::new();
     // Of each node its last order counts: after a failure and `resume` it gets another one.
     for (i, (node, id)) in known.given.iter().enumerate() {
         let last = known.given.iter().skip(i + 1).all(|(n, _)| n != node);
@@ -114,8 +117,13 @@ pub fn next(state: &State, live: &Live, known: &RolloutState, now_ms: u64) -> Ne
             continue;
         };
         match order.ended {
-            None => away.push(node.as_str()),
-            Some(End::Ready) => {}
+            None => drop(away.insert(node, format!("{node} to be ready"))),
+            Some(End::Ready) => {
+                if let Some(ready) = live.ready_for(state, node, now_ms).filter(|ready| *ready < SETTLE_MS) {
+                    let (ready, settle) = (ready / 1000, SETTLE_MS / 1000);
+                    away.insert(node, format!("{node}, ready for {ready} s, to be so for {settle} s"));
+                }
+            }
             Some(end) if !known.forgiven.contains(id) => {
                 return Next::Stops(format!("order {id} of {node} ended: {}", end.word()));
             }
@@ -126,13 +134,12 @@ pub fn next(state: &State, live: &Live, known: &RolloutState, now_ms: u64) -> Ne
         let session = state.nodes.get(*name).and_then(|n| n.session.as_ref());
         session.is_none_or(|s| s.image != rollout.image.id) && state.site_node(name).is_some()
     };
-    let mut open = rollout.nodes.iter().filter(lacks).filter(|n| !away.contains(&n.as_str()));
+    let mut open = rollout.nodes.iter().filter(lacks).filter(|n| !away.contains_key(n));
+    let waits = || Next::Waits(away.values().map(String::as_str).collect::<Vec<_>>().join("; "));
     match open.next() {
         None if away.is_empty() => Next::Done,
-        None => Next::Waits(format!("{} to be ready", away.join(", "))),
-        Some(_) if away.len() >= rollout.max_unavailable as usize => {
-            Next::Waits(format!("{} to be ready", away.join(", ")))
-        }
+        None => waits(),
+        Some(_) if away.len() >= rollout.max_unavailable as usize => waits(),
         Some(node) => match gate::gate(state, live, &orders::loss_of(state, node, Disks::Keep), now_ms) {
             Ok(judged) if judged.against.is_empty() => Next::Node(node.clone(), judged.facts),
             Ok(judged) => Next::Waits(format!("{node}'s turn: {}", judged.reason())),
