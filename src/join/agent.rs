@@ -207,7 +207,9 @@ impl Agent {
         }
         let reporter = Reporter::start(link.clone(), self.sender.clone());
         let door = Door::default();
-        door.tell(registration.answer.view.node.address.into());
+        if self.role.systems.iter().any(|s| s.ports.contains(&door::PORT)) {
+            door.tell(registration.answer.view.node.address);
+        }
         let (mut last_phase, mut said, mut brings) = (Phase::Register, None, false);
         let (mut restarts, mut drains): (Option<Instant>, _) = (None, Drains::default());
         loop {

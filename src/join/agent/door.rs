@@ -3,13 +3,13 @@
 //! while its node starts the rest is slow. What is silent stays as it was.
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// `agent-port` of the doors' servers.
-const PORT: u16 = 8405;
+/// `agent-port` of the doors' servers. A role with doors has it among its systems' ports.
+pub const PORT: u16 = 8405;
 const STARTING: &[u8] = b"down\n";
 const READY: &[u8] = b"up\n";
 /// Of an address that is not there yet, or a system that is out of descriptors.
@@ -21,13 +21,18 @@ pub struct Door(Arc<AtomicBool>);
 
 impl Door {
     /// Answers at the node's own address for as long as this program runs.
-    pub fn tell(&self, address: IpAddr) {
+    pub fn tell(&self, address: Ipv4Addr) {
         let door = self.clone();
         std::thread::spawn(move || {
+            let mut said = String::new();
             let listener = loop {
-                match TcpListener::bind(SocketAddr::new(address, PORT)) {
+                let error = match TcpListener::bind((address, PORT)) {
                     Ok(listener) => break listener,
-                    Err(e) => eprintln!("telling load balancers of this node at {address}:{PORT}: {e}"),
+                    Err(e) => e.to_string(),
+                };
+                if error != said {
+                    eprintln!("telling load balancers of this node at {address}:{PORT}, trying again: {error}");
+                    said = error;
                 }
                 std::thread::sleep(PAUSE);
             };
@@ -35,7 +40,7 @@ impl Door {
         });
     }
 
-    /// It is from now on.
+    /// This boot is ready: load balancers may ask this node from now on.
     pub fn ready(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
