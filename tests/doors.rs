@@ -93,3 +93,82 @@ fn a_log_in_that_one_keystone_drops_is_answered_by_another_and_a_change_is_asked
     let lost = answers.iter().filter(|a| a.contains(" 502 ")).count();
     assert_eq!((lost, asked(&dropped), asked(&served)), (ASKED / 2, ASKED / 2, ASKED / 2), "{answers:?}");
 }
+
+/// Two machines with one cable; they and what runs there vanish with the value.
+struct Cable([String; 2], Vec<Child>);
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        for child in &mut self.1 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for name in &self.0 {
+            ip(&["netns", "delete", name]);
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> bool {
+    Command::new("ip").args(arguments).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// Between the VIP's going and its coming elsewhere's being known nobody is left out.
+#[test]
+fn who_asks_as_the_vip_leaves_is_taken_in() {
+    let cable = Cable(["node", "client"].map(|end| format!("kv{}-{end}", std::process::id())), vec![]);
+    let (node, client) = (cable.0[0].clone(), cable.0[1].clone());
+    if !nix::unistd::geteuid().is_root() || !ip(&["netns", "add", &node]) || !ip(&["netns", "add", &client]) {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "network namespaces cannot be made in CI");
+        eprintln!("skipped: not root, or network namespaces cannot be made here");
+        return;
+    }
+    let mut cable = cable;
+    assert!(ip(&["-n", &node, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &client]));
+    for (name, address) in [(&node, "10.79.0.1/24"), (&client, "10.79.0.2/24"), (&node, "10.79.0.10/24")] {
+        assert!(ip(&["-n", name, "address", "add", address, "dev", "eth0"]));
+        assert!(ip(&["-n", name, "link", "set", "eth0", "up"]));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        path
+    };
+    let env = place("node.env", "NODE=n1\nADDRESS=10.79.0.1\nVIP=10.79.0.10\n");
+    let refuse = place("refuse", "#!/bin/sh\n");
+    place("crm_mon", "#!/bin/sh\necho '<node name=\"n2\" online=\"true\" standby=\"false\">'\n");
+    // As the standby has the resource agent do.
+    place("crm_attribute", "#!/bin/sh\nip address delete 10.79.0.10/24 dev eth0\n");
+    let shipped = "overlays/common/pacemaker/rootfs/usr/lib/kiln/systems/pacemaker/leave";
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(shipped)).unwrap();
+    let text = text.replace("/etc/kiln/node.env", env.to_str().unwrap());
+    let leave = place("leave", &text.replace("/usr/lib/kiln/systems/haproxy/refuse", refuse.to_str().unwrap()));
+    let within = |name: &str| {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", name]);
+        command
+    };
+    let mut door = within(&node);
+    door.args(["socat", "TCP-LISTEN:5000,bind=10.79.0.10,fork", "EXEC:true"]);
+    cable.1.push(door.spawn().unwrap());
+    let asks = || {
+        let mut ask = within(&client);
+        ask.args(["timeout", "1", "bash", "-c", "exec 3<>/dev/tcp/10.79.0.10/5000"]).stderr(Stdio::null());
+        ask.status().unwrap().success()
+    };
+    let began = Instant::now();
+    while !asks() {
+        assert!(began.elapsed() < START, "the door does not listen");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    assert!(within(&node).arg(&leave).env("PATH", path).status().unwrap().success());
+    let addresses = Command::new("ip").args(["-n", &node, "-4", "-o", "address"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&addresses.stdout).contains("10.79.0.10"), "the VIP is still here");
+    assert!(asks(), "a question is dropped");
+    // Who does not know where the VIP is learns it from its new holder only.
+    assert!(ip(&["-n", &client, "neighbour", "flush", "all"]));
+    assert!(!asks(), "the one that left says that the VIP is here");
+}
