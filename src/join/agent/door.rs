@@ -1,6 +1,6 @@
 //! Tells load balancers whether this node is to get requests: haproxy's `agent-check`, a word in a line
-//! of text (configuration manual, section 5.2). `down` until this boot was ready once: an API that answers
-//! while its node starts the rest is slow. What is silent stays as it was.
+//! of text (configuration manual, section 5.2). `down` until this boot was ready once and has settled: an API
+//! that answers while its node is busy with the rest is slow. What is silent stays as it was.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
@@ -14,8 +14,11 @@ const STARTING: &[u8] = b"down\n";
 const READY: &[u8] = b"up\n";
 /// Of an address that is not there yet, or a system that is out of descriptors.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Agents still sync after the node's first *ready*. A rollout's wait (`ledger::decide::rollout::SETTLE_MS`) is longer,
+/// by more than load balancers take to ask again.
+const SETTLE: Duration = Duration::from_secs(15);
 
-/// Whether this boot was ready once.
+/// Whether load balancers may ask this node.
 #[derive(Clone, Default)]
 pub struct Door(Arc<AtomicBool>);
 
@@ -40,8 +43,16 @@ impl Door {
         });
     }
 
-    /// This boot is ready: load balancers may ask this node from now on.
+    /// This boot is ready: load balancers may ask this node when it has settled.
     pub fn ready(&self) {
+        let door = self.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(SETTLE);
+            door.open();
+        });
+    }
+
+    fn open(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
@@ -79,7 +90,7 @@ mod tests {
         // One that asks and does not read is in nobody's way.
         let _silent = TcpStream::connect(at).unwrap();
         assert_eq!(ask(), "down\n");
-        door.ready();
+        door.open();
         assert_eq!(ask(), "up\n");
     }
 }
