@@ -92,9 +92,10 @@ impl Whole {
         copy(&good, &top.join("unsigned"));
         whole.sign("gpg", &good.join(ALPHA), &["--rpmv3"]);
         whole.sign("gpg", &good.join(BETA), &[]);
-        // They are exchanged; the time of signing makes another one.
+        // They are exchanged. The time of signing makes another one; what is signed already is not signed again.
         while made::signature_len(&good.join(ALPHA)) != made::signature_len(&good.join(BETA)) {
             std::thread::sleep(std::time::Duration::from_secs(1));
+            std::fs::copy(top.join("unsigned").join(BETA), good.join(BETA)).unwrap();
             whole.sign("gpg", &good.join(BETA), &[]);
         }
         whole.index(&good);
