@@ -33,12 +33,28 @@ fn server(answer: &'static str) -> (SocketAddr, Arc<AtomicUsize>) {
     (at, asked)
 }
 
-struct Haproxy(Child);
+/// A program that ends with the value.
+struct Running(Child);
 
-impl Drop for Haproxy {
+impl Running {
+    fn start(command: &mut Command) -> Running {
+        kiln::sys::command::die_with_parent(command);
+        Running(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < START, "not yet: {what}");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -75,12 +91,8 @@ fn a_log_in_that_one_keystone_drops_is_answered_by_another_and_a_change_is_asked
     std::fs::write(&config, whole).unwrap();
     let mut command = Command::new("haproxy");
     command.args(["-db", "-f"]).arg(&config).stdout(Stdio::null());
-    let _haproxy = Haproxy(command.spawn().unwrap());
-    let began = Instant::now();
-    while TcpStream::connect(door).is_err() {
-        assert!(began.elapsed() < START, "haproxy does not listen");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let _haproxy = Running::start(&mut command);
+    until("haproxy listens", || TcpStream::connect(door).is_ok());
     let asked = |counter: &AtomicUsize| counter.swap(0, Ordering::SeqCst);
     for line in ["GET /v3", "POST /v3/auth/tokens"] {
         for _ in 0..ASKED {
@@ -94,15 +106,11 @@ fn a_log_in_that_one_keystone_drops_is_answered_by_another_and_a_change_is_asked
     assert_eq!((lost, asked(&dropped), asked(&served)), (ASKED / 2, ASKED / 2, ASKED / 2), "{answers:?}");
 }
 
-/// Two machines with one cable; they and what runs there vanish with the value.
-struct Cable([String; 2], Vec<Child>);
+/// Two machines with one cable; they vanish with the value.
+struct Cable([String; 2]);
 
 impl Drop for Cable {
     fn drop(&mut self) {
-        for child in &mut self.1 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
         for name in &self.0 {
             ip(&["netns", "delete", name]);
         }
@@ -116,16 +124,15 @@ fn ip(arguments: &[&str]) -> bool {
 /// Between the VIP's going and its coming elsewhere's being known nobody is left out.
 #[test]
 fn who_asks_as_the_vip_leaves_is_taken_in() {
-    let cable = Cable(["node", "client"].map(|end| format!("kv{}-{end}", std::process::id())), vec![]);
-    let (node, client) = (cable.0[0].clone(), cable.0[1].clone());
-    if !nix::unistd::geteuid().is_root() || !ip(&["netns", "add", &node]) || !ip(&["netns", "add", &client]) {
+    let cable = Cable(["node", "client"].map(|end| format!("kv{}-{end}", std::process::id())));
+    let [node, client] = &cable.0;
+    if !nix::unistd::geteuid().is_root() || !ip(&["netns", "add", node]) || !ip(&["netns", "add", client]) {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "network namespaces cannot be made in CI");
         eprintln!("skipped: not root, or network namespaces cannot be made here");
         return;
     }
-    let mut cable = cable;
-    assert!(ip(&["-n", &node, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &client]));
-    for (name, address) in [(&node, "10.79.0.1/24"), (&client, "10.79.0.2/24"), (&node, "10.79.0.10/24")] {
+    assert!(ip(&["-n", node, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", client]));
+    for (name, address) in [(node, "10.79.0.1/24"), (client, "10.79.0.2/24"), (node, "10.79.0.10/24")] {
         assert!(ip(&["-n", name, "address", "add", address, "dev", "eth0"]));
         assert!(ip(&["-n", name, "link", "set", "eth0", "up"]));
     }
@@ -150,25 +157,21 @@ fn who_asks_as_the_vip_leaves_is_taken_in() {
         command.args(["netns", "exec", name]);
         command
     };
-    let mut door = within(&node);
+    let mut door = within(node);
     door.args(["socat", "TCP-LISTEN:5000,bind=10.79.0.10,fork", "EXEC:true"]);
-    cable.1.push(door.spawn().unwrap());
+    let _door = Running::start(&mut door);
     let asks = || {
-        let mut ask = within(&client);
+        let mut ask = within(client);
         ask.args(["timeout", "1", "bash", "-c", "exec 3<>/dev/tcp/10.79.0.10/5000"]).stderr(Stdio::null());
         ask.status().unwrap().success()
     };
-    let began = Instant::now();
-    while !asks() {
-        assert!(began.elapsed() < START, "the door does not listen");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    until("the door listens", asks);
     let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
-    assert!(within(&node).arg(&leave).env("PATH", path).status().unwrap().success());
-    let addresses = Command::new("ip").args(["-n", &node, "-4", "-o", "address"]).output().unwrap();
+    assert!(within(node).arg(&leave).env("PATH", path).status().unwrap().success());
+    let addresses = Command::new("ip").args(["-n", node, "-4", "-o", "address"]).output().unwrap();
     assert!(!String::from_utf8_lossy(&addresses.stdout).contains("10.79.0.10"), "the VIP is still here");
     assert!(asks(), "a question is dropped");
     // Who does not know where the VIP is learns it from its new holder only.
-    assert!(ip(&["-n", &client, "neighbour", "flush", "all"]));
+    assert!(ip(&["-n", client, "neighbour", "flush", "all"]));
     assert!(!asks(), "the one that left says that the VIP is here");
 }
